@@ -1,0 +1,20 @@
+"""Where images come from: phantom cohorts, datalists, prepared scans in memory."""
+
+from .dataset import ScanDataset, subject_ids
+from .datalist import load_datalist, split_patients, write_datalist
+from .embeddings import Embeddings
+from .reading import BadImageError, SimpleITKReader, read_image
+from .sampler import EpochSampler
+
+__all__ = [
+    "BadImageError",
+    "Embeddings",
+    "EpochSampler",
+    "ScanDataset",
+    "SimpleITKReader",
+    "load_datalist",
+    "read_image",
+    "split_patients",
+    "subject_ids",
+    "write_datalist",
+]

@@ -1,0 +1,9 @@
+"""Batch preparation and what MONAI's trainers and evaluators lack."""
+
+from .dense import GridEmbeddingInferer
+from .embedding import embed_crops
+from .evaluation import PositionEvaluation
+from .prepare_batch import PrepareViews
+from .probe import LesionProbe
+
+__all__ = ["GridEmbeddingInferer", "LesionProbe", "PositionEvaluation", "PrepareViews", "embed_crops"]

@@ -1,0 +1,28 @@
+"""Things that listen during training."""
+
+from .checkpoint import ExportEncoder, TrainingCheckpoint
+from .embeddings import EmbeddingWriter
+from .pictures import CropPictures
+from .training import (
+    ClipGradients,
+    CollapseAlarm,
+    LossTerms,
+    Progress,
+    SeedIterations,
+    StopOnNonFiniteLoss,
+    process_rank,
+)
+
+__all__ = [
+    "ClipGradients",
+    "CollapseAlarm",
+    "CropPictures",
+    "EmbeddingWriter",
+    "ExportEncoder",
+    "LossTerms",
+    "Progress",
+    "SeedIterations",
+    "StopOnNonFiniteLoss",
+    "TrainingCheckpoint",
+    "process_rank",
+]

@@ -1,0 +1,21 @@
+"""Losses: tensors in, one scalar out, exact across processes. Only `WeightedSumLoss` sees dictionaries."""
+
+from __future__ import annotations
+
+from .barlow import BarlowTwinsLoss
+from .coordinate import CoordinateRegressionLoss
+from .distance import PhysicalDistanceLoss
+from .gather import all_gather_rows, row_counts, sum_over_processes
+from .ntxent import NTXentLoss
+from .weighted_sum import WeightedSumLoss
+
+__all__ = [
+    "BarlowTwinsLoss",
+    "CoordinateRegressionLoss",
+    "NTXentLoss",
+    "PhysicalDistanceLoss",
+    "WeightedSumLoss",
+    "all_gather_rows",
+    "row_counts",
+    "sum_over_processes",
+]

@@ -1,0 +1,43 @@
+"""Loading with guards: one clear error for each way in which a medical image can be bad."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+
+from anatomy_ssl.data.reading import check_volume, first_path, read_image
+
+
+class LoadVolumed(MapTransform):
+    """Read images of any supported format and check that shape, geometry and values can be trusted.
+
+    Takes the place of `LoadImaged` and `EnsureChannelFirstd`. The result is a float32 `MetaTensor` `(C, *spatial)` whose
+    affine goes from voxels to world millimetres in RAS+. The first image's path is kept as `source`.
+
+    Args:
+        keys: items that hold a path, or the list of files of one DICOM series.
+        spatial_dims: 2 or 3.
+        channels: number of channels that every image must have; None accepts any.
+        allow_missing_keys: whether an item without one of the keys is left as it is.
+
+    Raises:
+        BadImageError: for a missing or truncated file, a 4D file, NaN or infinite voxels, a sheared or singular affine
+            or a zero spacing; the message names file, cause and remedy.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, spatial_dims: int = 3, channels: int | None = 1, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.spatial_dims, self.channels = spatial_dims, channels
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace each path by its image."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d.setdefault("source", str(first_path(d[key])))
+            d[key] = check_volume(read_image(d[key]), d[key], self.spatial_dims, self.channels)
+        return d

@@ -1,0 +1,221 @@
+"""Point sets that say where in a volume crops may lie: the body, or the voxels of a label."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from scipy import ndimage
+
+from anatomy_ssl.data.reading import BadImageError
+
+
+def voxel_to_world(affine: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """World mm `(N, D)` float32 of voxel indices `(N, D)`, by the affine `(D + 1, D + 1)`, computed in float64."""
+    dims = index.shape[-1]
+    a = affine.to(torch.float64)
+    return (index.to(torch.float64) @ a[:dims, :dims].T + a[:dims, -1]).float()
+
+
+def otsu_threshold(values: np.ndarray, bins: int = 256) -> float:
+    """The intensity that parts two classes with the largest variance between them (Otsu 1979, eq. 12)."""
+    low, high = np.percentile(values, [0.1, 99.9])
+    counts, edges = np.histogram(np.clip(values, low, high), bins=bins)
+    middle = (edges[1:] + edges[:-1]) / 2
+    weight = np.cumsum(counts)
+    mean = np.cumsum(counts * middle)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = (mean[-1] * weight / weight[-1] - mean) ** 2 / (weight * (weight[-1] - weight))
+    # the middle of the plateau: an empty stretch of the histogram separates equally well everywhere
+    best = np.flatnonzero(between == np.nanmax(between))
+    return float(middle[int(best.mean())])
+
+
+def body_mask(volume: np.ndarray, threshold: float | None = None) -> np.ndarray:
+    """The largest connected region above a threshold (Otsu's by default) with its holes filled: lungs count as body.
+
+    Args:
+        volume: `(*spatial)`. Holes are filled in 3D and in every slice of every axis, since airways open outwards.
+        threshold: intensity; None takes Otsu's.
+
+    Returns:
+        boolean mask; empty where nothing lies above the threshold.
+    """
+    if volume.min() == volume.max():
+        return np.zeros(volume.shape, dtype=bool)
+    mask = volume > (otsu_threshold(volume) if threshold is None else threshold)
+    components, count = ndimage.label(mask)
+    if count == 0:
+        return mask
+    mask = components == 1 + np.argmax(np.bincount(components.ravel())[1:])
+    for axis in range(mask.ndim if mask.ndim > 2 else 0):
+        planes = np.moveaxis(mask, axis, 0)
+        for plane in planes:
+            plane[...] = ndimage.binary_fill_holes(plane)
+    return ndimage.binary_fill_holes(mask)
+
+
+class ForegroundPointsd(MapTransform):
+    """Add the body's voxels, on a coarse grid, as points in world mm: candidates for crop centres.
+
+    Millimetres outlive every later flip, crop or resampling, which an index list or a mask would not.
+
+    Args:
+        keys: the image (its first channel is looked at).
+        points_key: where `(N, D)` float32 world mm go.
+        threshold: intensity above which a voxel is foreground; None takes Otsu's threshold. The largest component counts,
+            with its holes filled.
+        step: distance between grid points in mm; never finer than the voxels.
+
+    Raises:
+        BadImageError: when nothing lies above the threshold.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        points_key: str = "foreground",
+        threshold: float | None = None,
+        step: float = 8.0,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.points_key, self.threshold, self.step = points_key, threshold, step
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Add the points of the first key's image."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            image: MetaTensor = d[key]
+            stride = [max(1, round(self.step / float(s))) for s in image.pixdim]
+            grid = image.as_tensor()[0][tuple(slice(s // 2, None, s) for s in stride)].numpy()
+            index = np.argwhere(body_mask(grid, self.threshold))
+            if len(index) == 0:
+                raise BadImageError(
+                    image.meta.get("filename_or_obj", key), "its foreground is empty: nothing lies above the threshold"
+                )
+            voxel = torch.from_numpy(index * stride + [s // 2 for s in stride])
+            d[self.points_key] = voxel_to_world(image.affine, voxel)
+        return d
+
+
+class LabelPointsd(MapTransform):
+    """Add the voxels of a label map as points in world mm: candidates for crop centres, such as lesions.
+
+    Args:
+        keys: the label map `(1, *spatial)`.
+        points_key: where `(N, D)` float32 world mm go; `(0, D)` where the label is absent.
+        labels: label values that count; None takes every non-zero one.
+        max_points: an evenly spaced subset is kept beyond that many.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        points_key: str = "label_points",
+        labels: list[int] | None = None,
+        max_points: int = 20000,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.points_key, self.labels, self.max_points = points_key, labels, max_points
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Add the points of the label map."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[self.points_key] = label_points(d[key], self.labels, self.max_points)
+        return d
+
+
+def label_mask(values: torch.Tensor, labels: list[int] | None = None) -> torch.Tensor:
+    """Where a label map carries one of the labels (None: any but zero); boolean, of the same shape."""
+    rounded = values.round()
+    return rounded != 0 if labels is None else torch.isin(rounded, torch.tensor(labels, dtype=values.dtype))
+
+
+def label_points(label: MetaTensor, labels: list[int] | None = None, max_points: int | None = None) -> torch.Tensor:
+    """World mm `(N, D)` of the voxels of a label map `(1, *spatial)` that carry one of the labels (None: not zero)."""
+    index = label_mask(label.as_tensor()[0], labels).nonzero()
+    if max_points is not None and len(index) > max_points:
+        index = index[torch.linspace(0, len(index) - 1, max_points).long()]
+    return voxel_to_world(label.affine, index)
+
+
+class AnatomicalOrigind(MapTransform):
+    """Add the patient's reference point, by which positions are compared across patients.
+
+    An `origin` that the datalist gives is kept. Otherwise it is the centroid of one label (say the brainstem) and, without
+    a label, the centre of the body's bounding box, which is no more than a stand-in.
+
+    Args:
+        keys: label map, or the image with `points_key` computed before.
+        labels: label values of the reference structure; None to use the foreground points.
+        origin_key: where `(D,)` float32 world mm go.
+        points_key: foreground points from `ForegroundPointsd`.
+
+    Raises:
+        BadImageError: when the reference structure is not in the label map.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        labels: list[int] | None = None,
+        origin_key: str = "origin",
+        points_key: str = "foreground",
+    ) -> None:
+        super().__init__(keys, allow_missing_keys=True)
+        self.labels, self.origin_key, self.points_key = labels, origin_key, points_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Add the reference point."""
+        d = dict(data)
+        if d.get(self.origin_key) is not None:
+            d[self.origin_key] = torch.as_tensor(d[self.origin_key], dtype=torch.float32)
+            return d
+        if self.labels is None:
+            points = d[self.points_key]
+            d[self.origin_key] = (points.amin(0) + points.amax(0)) / 2
+            return d
+        for key in self.key_iterator(d):
+            points = label_points(d[key], self.labels)
+            if len(points) == 0:
+                path = d[key].meta.get("filename_or_obj", key)
+                raise BadImageError(path, f"labels {self.labels} are absent, so the patient has no reference point")
+            d[self.origin_key] = points.mean(0)
+        return d
+
+
+class LabelVolumed(MapTransform):
+    """Replace a crop's label map by the volume that the label takes in it: the target of lesion probes.
+
+    Args:
+        keys: crops of label maps `(1, *roi_size)`, cut with mode "nearest".
+        labels: label values that count; None takes every non-zero one. Voxels are counted, not values summed.
+        volume_key: where the volume goes, mm^3 (2D: mm^2), float32.
+        spacing_key: mm between the crop's samples, as `RandPhysicalCropsd` gives it.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        labels: list[int] | None = None,
+        volume_key: str = "lesion_volume",
+        spacing_key: str = "crop_spacing",
+    ) -> None:
+        super().__init__(keys)
+        self.labels, self.volume_key, self.spacing_key = labels, volume_key, spacing_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Add the volume and drop the label map."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            mask = label_mask(d.pop(key), self.labels)
+            d[self.volume_key] = mask.sum().float() * torch.as_tensor(d[self.spacing_key]).prod()
+        return d

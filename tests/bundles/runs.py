@@ -1,0 +1,114 @@
+"""Runs of the ISImed bundle that take seconds: phantoms of coarse voxels, a tiny encoder."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+import torch
+from ignite.engine import Engine, Events
+
+CONFIGS = Path(__file__).parents[2] / "bundles" / "isimed" / "configs"
+
+TINY = {
+    "crop_size": [8, 8, 8],
+    "crop_spacing": [12.0, 12.0, 12.0],
+    "crops_per_volume": 4,
+    "volumes_per_batch": 2,
+    "num_workers": 0,
+    "embedding_size": 8,
+    "encoder": {
+        "_target_": "monai.networks.nets.Regressor",
+        "in_shape": [1, 8, 8, 8],
+        "out_shape": [8],
+        "channels": [4, 8],
+        "strides": [2, 2],
+        "num_res_units": 0,
+        "dropout": 0.2,
+    },
+    "tensorboard": False,
+    "mlflow": False,
+    "pictures": False,
+    "epochs": 3,
+    "device": "$torch.device('cpu')",
+}
+
+
+def config_files(folder: Path, names: tuple[str, ...] = (), **changes: Any) -> list[str]:
+    """pretrain.yaml, the named overlays, and a file of ours that makes everything tiny."""
+    tiny = folder / "tiny.json"
+    tiny.write_text(json.dumps({**TINY, **changes}))
+    first, *last = ["pretrain.yaml", *names]
+    # the tiny encoder comes before overlays that use it, and after pretrain.yaml
+    return [str(CONFIGS / first), str(tiny), *[str(CONFIGS / name) for name in last]]
+
+
+def run(run_id: str, folder: Path, cohort: Path, names: tuple[str, ...] = (), **changes: Any) -> Path:
+    """Run the bundle in this process; returns its output folder."""
+    output = folder / "out"
+    files = config_files(folder, names, **changes)
+    monai.bundle.run(run_id, config_file=files, dataset_dir=str(cohort), output_dir=str(output))
+    return output
+
+
+def start(run_id: str, folder: Path, cohort: Path, launcher: tuple[str, ...] = (), **kwargs: Any) -> subprocess.Popen:
+    """Run the bundle in a process of its own, by `torchrun`'s module with arguments `launcher` where given."""
+    files = config_files(folder, **kwargs)
+    prefix = [sys.executable, "-m", *(("torch.distributed.run", *launcher, "-m") if launcher else ())]
+    options = ["--config_file", str(files), "--dataset_dir", str(cohort), "--output_dir", str(folder / "out")]
+    command = [*prefix, "monai.bundle", "run", run_id, *options]
+    root = Path(__file__).parents[2]
+    # sums round differently with another number of threads
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    """The model of a run's checkpoint."""
+    return torch.load(output / "checkpoint.pt", weights_only=True)["model"]
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    """Two runs ended with bit-equal networks."""
+    first, second = weights(a), weights(b)
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not different
+
+
+class TerminateAt:
+    """A handler that sends its own process SIGTERM when an iteration starts, as a scheduler may at any time."""
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        engine.add_event_handler(
+            Events.ITERATION_STARTED(once=self.iteration), lambda _: os.kill(os.getpid(), signal.SIGTERM)
+        )
+
+
+class DieWhileWriting:
+    """A handler after which the next checkpoint is cut off in the middle, as by a power failure."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        engine.add_event_handler(Events.EPOCH_STARTED(once=self.epoch), self._arm)
+
+    def _arm(self, engine: Engine) -> None:
+        def half(obj: Any, file: Any) -> None:
+            file.write(b"half a checkpoint")
+            file.flush()
+            os._exit(137)
+
+        torch.save = half
