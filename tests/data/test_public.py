@@ -407,7 +407,7 @@ class TestJsrt:
 
     def test_png_is_preferred_and_masks_are_optional(self, tmp_path):
         names = [f"JPCLN{n:03d}" for n in range(1, 9)]
-        touch(tmp_path, *(f"images/{n}.IMG" for n in names), *(f"png/{n}.png" for n in names), "png/JPCLN009.PNG")
+        touch(tmp_path, *(f"raw/{n}.IMG" for n in names), *(f"png/{n}.png" for n in names), "png/JPCLN009.PNG")
         items = [i for s in public.jsrt(tmp_path).values() for i in s]
         assert len(items) == 9
         assert {Path(i["image"]).suffix.lower() for i in items} == {".png"}

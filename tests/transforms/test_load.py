@@ -52,6 +52,10 @@ def bad_files(write, tmp_path: Path) -> dict[str, tuple[str, str]]:
     truncated = write("truncated.nii.gz")
     whole = Path(truncated).read_bytes()
     Path(truncated).write_bytes(whole[: len(whole) // 2])
+    damaged = write("damaged.nii.gz")
+    whole = bytearray(Path(damaged).read_bytes())
+    whole[len(whole) // 2 : len(whole) // 2 + 50] = bytes(50)
+    Path(damaged).write_bytes(whole)
     garbage = tmp_path / "garbage.nii.gz"
     garbage.write_bytes(b"not an image at all" * 40)
     nan = smooth_volume((8, 8, 8)).astype(np.float32)
@@ -63,6 +67,7 @@ def bad_files(write, tmp_path: Path) -> dict[str, tuple[str, str]]:
     return {
         "missing": (str(tmp_path / "missing.nii.gz"), "does not exist"),
         "truncated": (truncated, "truncated"),
+        "damaged": (damaged, "cannot be read"),
         "garbage": (str(garbage), "cannot be read"),
         "4d": (write("series.nii.gz", np.stack([smooth_volume((8, 8, 8))] * 3, -1)), "3 channels"),
         "2d": (write("flat.nii.gz", smooth_volume((8, 8))), "2 spatial axes"),
@@ -74,7 +79,7 @@ def bad_files(write, tmp_path: Path) -> dict[str, tuple[str, str]]:
 
 
 @pytest.mark.parametrize(
-    "fault", ["missing", "truncated", "garbage", "4d", "2d", "nan", "sheared", "zero spacing", "singular"]
+    "fault", ["missing", "truncated", "damaged", "garbage", "4d", "2d", "nan", "sheared", "zero spacing", "singular"]
 )
 def test_bad_file_gives_one_line_with_file_and_cause(fault: str, write_nifti, tmp_path: Path) -> None:
     """And nothing else."""

@@ -52,7 +52,7 @@ def load_datalist(
 
     Args:
         path: datalist JSON or folder.
-        split: name of the split.
+        split: name of the split; `all` for the images of every split.
         validation_fraction: share of the training patients held out where the list has no validation split.
         seed: of that choice.
         keys: item keys that hold paths: they are made absolute and must exist. Paths of images under other keys are
@@ -62,7 +62,8 @@ def load_datalist(
 
     Raises:
         FileNotFoundError: where the list, the folder or a file of the split is missing.
-        ValueError: where the list is not in the Decathlon form; the split is absent or empty; an item has no image; an
+        ValueError: where the list is not in the Decathlon form; the split is absent or empty; an item has no image, or no
+            `origin` where others have one; an
             image is listed twice; a patient is in two splits; two images get one patient's name from their file names.
     """
     source = _find_list(Path(os.path.abspath(path)))
@@ -71,6 +72,8 @@ def load_datalist(
     else:
         splits = _read_splits(source, split, keys)
         splits = check_patients(splits, str(source))
+    if split == "all":
+        splits["all"] = [item for items in splits.values() for item in items]
     if "validation" not in splits and splits.get("training") and split in ("training", "validation"):
         splits |= _hold_out(splits["training"], validation_fraction, seed, source)
     if not splits.get(split):
@@ -79,6 +82,7 @@ def load_datalist(
             + ("; give a validation_fraction above 0 to split one off." if split == "validation" else ".")
         )
     require_files(splits[split], keys, f"{source} ({split})")
+    check_origins(splits[split], str(source))
     return splits[split]
 
 
@@ -201,6 +205,16 @@ def _hold_out(items: Sequence[Item], fraction: float, seed: int, source: Path) -
         *(source, len(splits["validation"]), len(items)),
     )
     return splits
+
+
+def check_origins(items: Sequence[Item], source: str) -> None:
+    """Refuse reference points that only some images have: positions of the others would be in another frame."""
+    without = [item for item in items if item.get("origin") is None]
+    if 0 < len(without) < len(items):
+        raise ValueError(
+            f"{source}: {without[0]['image']} has no `origin`, as {len(items) - len(without)} others have; give it to "
+            "every image or to none."
+        )
 
 
 def require_files(items: Iterable[Item], keys: Sequence[str], source: str) -> None:
