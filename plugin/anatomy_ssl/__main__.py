@@ -54,8 +54,8 @@ def datalist(source: str, root: str, output: str, **options: Any) -> None:
         root: the folder, or the CSV file.
         output: JSON to write.
         options: of the source. folder and csv: --validation and --test (share of the patients, or a number of them),
-            --order random|sorted, --seed; folder: --pattern, --subject_pattern; csv: --image, --subject, --label COLUMN,
-            --where "column=value,...". Public data sets: --seed and their own.
+            --order random|sorted, --seed; folder: --pattern, --subject_pattern; csv: --image, --subject, --label
+            COLUMN, --where "column=value,...". Public data sets: --seed and their own.
     """
     from anatomy_ssl.data import public, write_datalist
 

@@ -13,6 +13,7 @@ from typing import Any
 import monai.bundle
 import torch
 from ignite.engine import Engine, Events
+from monai.bundle import ConfigParser
 
 CONFIGS = Path(__file__).parents[2] / "bundles" / "isimed" / "configs"
 
@@ -41,20 +42,28 @@ TINY = {
 
 
 def config_files(folder: Path, names: tuple[str, ...] = (), **changes: Any) -> list[str]:
-    """pretrain.yaml, the named overlays, and a file of ours that makes everything tiny."""
-    tiny = folder / "tiny.json"
-    tiny.write_text(json.dumps({**TINY, **changes}))
-    first, *last = ["pretrain.yaml", *names]
-    # the tiny encoder comes before overlays that use it, and after pretrain.yaml
-    return [str(CONFIGS / first), str(tiny), *[str(CONFIGS / name) for name in last]]
+    """pretrain.yaml, a file that makes everything tiny, the named overlays, and a file with the changes."""
+    tiny, last = folder / "tiny.json", folder / "changes.json"
+    tiny.write_text(json.dumps(TINY))
+    last.write_text(json.dumps(changes))
+    return [str(CONFIGS / "pretrain.yaml"), str(tiny), *[str(CONFIGS / name) for name in names], str(last)]
 
 
 def run(run_id: str, folder: Path, cohort: Path, names: tuple[str, ...] = (), **changes: Any) -> Path:
     """Run the bundle in this process; returns its output folder."""
+    folder.mkdir(exist_ok=True)
     output = folder / "out"
     files = config_files(folder, names, **changes)
     monai.bundle.run(run_id, config_file=files, dataset_dir=str(cohort), output_dir=str(output))
     return output
+
+
+def parsed(folder: Path, cohort: Path, names: tuple[str, ...] = (), **changes: Any) -> ConfigParser:
+    """The same configuration, not run: its parts by their names."""
+    parser = ConfigParser()
+    parser.read_config(config_files(folder, names, **changes))
+    parser.update({"dataset_dir": str(cohort), "output_dir": str(folder / "out")})
+    return parser
 
 
 def start(run_id: str, folder: Path, cohort: Path, launcher: tuple[str, ...] = (), **kwargs: Any) -> subprocess.Popen:
@@ -66,7 +75,9 @@ def start(run_id: str, folder: Path, cohort: Path, launcher: tuple[str, ...] = (
     root = Path(__file__).parents[2]
     # sums round differently with another number of threads
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    return subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def weights(output: Path) -> dict[str, torch.Tensor]:

@@ -16,8 +16,8 @@ from monai.transforms import (
     Flipd,
     Orientationd,
     RandSpatialCropSamplesd,
-    SpatialPadd,
     Spacingd,
+    SpatialPadd,
 )
 
 from anatomy_ssl.data.reading import BadImageError
@@ -43,7 +43,9 @@ BEFORE = {
     "flip": [Flipd("image", spatial_axis=(0, 2))],
     "pad": [SpatialPadd("image", (40, 40, 40), mode="edge")],
     "crop": [CropForegroundd("image", source_key="image", select_fn=lambda x: x[2:] > 30)],
-    "affine": [Affined("image", rotate_params=(0.1, 0.0, 0.2), translate_params=(2.0, 0.0, 1.0), padding_mode="border")],
+    "affine": [
+        Affined("image", rotate_params=(0.1, 0.0, 0.2), translate_params=(2.0, 0.0, 1.0), padding_mode="border")
+    ],
     "all": [
         Orientationd("image", axcodes="RAS", labels=None),
         Spacingd("image", pixdim=(2.5, 2.5, 2.5)),

@@ -160,7 +160,7 @@ def test_simpleitk_reads_vector_images_channel_last(tmp_path: Path) -> None:
     array = np.random.default_rng(0).normal(size=(5, 6, 7, 3)).astype(np.float32)
     sitk.WriteImage(sitk.GetImageFromArray(array.transpose(2, 1, 0, 3), isVector=True), str(tmp_path / "v.mha"))
     reader = SimpleITKReader()
-    data, meta = reader.get_data(reader.read(str(tmp_path / "v.mha")))
+    data, _ = reader.get_data(reader.read(str(tmp_path / "v.mha")))
     assert np.array_equal(data, array)
     assert read_image(tmp_path / "v.mha").shape == (3, 5, 6, 7)
 

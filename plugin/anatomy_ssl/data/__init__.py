@@ -1,7 +1,7 @@
 """Where images come from: phantom cohorts, datalists, prepared scans in memory."""
 
-from .dataset import ScanDataset, subject_ids
 from .datalist import load_datalist, split_patients, write_datalist
+from .dataset import ScanDataset, subject_ids
 from .embeddings import Embeddings
 from .reading import BadImageError, SimpleITKReader, read_image
 from .sampler import EpochSampler

@@ -62,7 +62,8 @@ def load_datalist(
 
     Raises:
         FileNotFoundError: where the list, the folder or a file of the split is missing.
-        ValueError: where the list is not in the Decathlon form; the split is absent or empty; an item has no image, or no
+        ValueError: where the list is not in the Decathlon form; the split is absent or empty; an item has no image, or
+        no
             `origin` where others have one; an
             image is listed twice; a patient is in two splits; two images get one patient's name from their file names.
     """

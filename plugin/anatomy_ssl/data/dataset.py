@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import CacheDataset
-from monai.transforms import Compose, Randomizable
+from monai.transforms import Compose, Randomizable, Transform
+from monai.transforms.traits import RandomizableTrait
 
 from anatomy_ssl.data.reading import BadImageError, first_path
 
@@ -20,8 +21,9 @@ logger = logging.getLogger(__name__)
 class ScanDataset(CacheDataset):
     """MONAI's `CacheDataset` for scans, of which some are bad, in runs that are stopped and resumed.
 
-    Differs in two points. Items that cannot be used stop the run with one line that names file and cause, or are left out
-    before training starts, each with one line, with a count and the list in `skipped`. And random transforms are seeded
+    Differs in two points. Items that cannot be used stop the run with one line that names file and cause, or are left
+    out before training starts, each with one line, with a count and the list in `skipped`; a volume that is too small
+    for the random crop counts as bad. And random transforms are seeded
     for each item by `(seed, epoch, index)`, with keys from `EpochSampler`; a plain integer key stands for epoch 0.
 
     Args:
@@ -70,7 +72,9 @@ class ScanDataset(CacheDataset):
 
     def _load_cache_item(self, idx: int) -> Any:
         try:
-            return super()._load_cache_item(idx)
+            item = super()._load_cache_item(idx)
+            self._try_random_part(item)
+            return item
         except Exception as error:
             bad = as_bad_image(error, self.data[idx])
             if bad is None:
@@ -81,6 +85,14 @@ class ScanDataset(CacheDataset):
                 raise bad from error
             logger.warning("skipped: %s", bad)
             return bad
+
+    def _try_random_part(self, item: Any) -> None:
+        """Draw once from a prepared item: a volume may be good and yet too small for the crop."""
+        start = self.transform.get_index_of_first(
+            lambda t: isinstance(t, RandomizableTrait) or not isinstance(t, Transform)
+        )
+        if start is not None:
+            self.transform(item, start=start, threading=True)
 
     def _leave_out_bad_images(self) -> None:
         prepared = dict(enumerate(self._cache))
@@ -133,6 +145,7 @@ def as_bad_image(error: BaseException, item: dict[str, Any]) -> BadImageError | 
 
 def subject_ids(names: Sequence[str]) -> torch.Tensor:
     """Names of patients `(N,)` as int64 that are the same in every process and run (first 8 bytes of a BLAKE2 hash)."""
+
     def number(name: str) -> int:
         return int.from_bytes(blake2b(str(name).encode(), digest_size=8).digest(), "big", signed=True)
 

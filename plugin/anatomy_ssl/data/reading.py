@@ -15,6 +15,7 @@ import SimpleITK as sitk  # noqa: N813
 import torch
 from monai.config import PathLike
 from monai.data import ImageReader, MetaTensor, NibabelReader, PILReader
+from monai.data.utils import to_affine_nd
 from monai.transforms import LoadImage
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
@@ -118,7 +119,7 @@ def read_image(path: PathLike | Sequence[PathLike]) -> MetaTensor:
         if name.endswith(_NIFTI):
             check_gzip(file)
             # MONAI mends headers whose spacing and affine disagree; an affine that places nothing must not get so far
-            problem = check_affine(nib.load(file).affine, 3)
+            problem = check_affine(nib.Nifti1Image.from_filename(file).affine, 3)
             if problem:
                 raise BadImageError(path, problem)
         return _loader()(path, reader=reader)
@@ -130,7 +131,7 @@ def read_image(path: PathLike | Sequence[PathLike]) -> MetaTensor:
 
 
 def check_gzip(file: Path) -> None:
-    """Read a compressed file to its end, where the checksum is: nibabel stops before, and takes damaged voxels for good."""
+    """Read a compressed file to the checksum at its end: nibabel stops before, and takes damaged voxels for good."""
     if file.name.lower().endswith(".gz"):
         with gzip.open(file) as stream:
             while stream.read(1 << 22):
@@ -170,13 +171,14 @@ def check_volume(volume: MetaTensor, path: Any, spatial_dims: int = 3, channels:
         BadImageError: when anything is wrong; it names file, cause and remedy.
     """
     if spatial_dims == 2 and volume.ndim == 4 and volume.shape[-1] == 1:
-        volume = MetaTensor(volume.as_tensor()[..., 0], affine=volume.affine, meta=volume.meta)
+        meta = {**volume.meta, MetaKeys.AFFINE: to_affine_nd(2, volume.affine)}
+        volume = MetaTensor(volume.as_tensor()[..., 0], meta=meta)
     if volume.ndim != spatial_dims + 1:
         raise BadImageError(path, f"has {volume.ndim - 1} spatial axes, {spatial_dims} are expected")
     if channels is not None and volume.shape[0] != channels:
         raise BadImageError(
             path,
-            f"has {volume.shape[0]} channels or time points (a 4D file?), the network takes {channels}: set in_channels "
+            f"has {volume.shape[0]} channels or time points (a 4D file?), the network takes {channels}: set `channels` "
             "to that number, or split the file",
         )
     problem = check_affine(volume.affine, spatial_dims)

@@ -57,4 +57,3 @@ class EpochSampler(DistributedSampler):
         if self.even:
             return self.num_samples
         return len(range(self.rank, self.items, self.num_replicas))
-

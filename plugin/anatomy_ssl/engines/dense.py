@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
+from monai.data.utils import to_affine_nd
 from monai.inferers import Inferer
 from monai.utils import ensure_tuple_rep
 
@@ -23,8 +24,8 @@ class GridEmbeddingInferer(Inferer):
         step: distance between crops in voxels.
         batch_size: crops embedded at once.
 
-    A call takes the volume `(1, C, *spatial)` and gives a `MetaTensor` `(1, F, *grid)`, whose affine places the centre of
-    each crop in world mm.
+    A call takes the volume `(1, C, *spatial)` and gives a `MetaTensor` `(1, F, *grid)`, whose affine places the centre
+    of each crop in world mm.
     """
 
     def __init__(self, roi_size: Sequence[int], step: Sequence[int] | int = 8, batch_size: int = 32) -> None:
@@ -39,9 +40,13 @@ class GridEmbeddingInferer(Inferer):
         """Embed the crops of one volume; see the class."""
         if inputs.shape[0] != 1 or inputs.ndim != len(self.roi_size) + 2:
             expected = f"(1, C, {len(self.roi_size)} axes)"
-            raise ValueError(f"the grid of embeddings is made of one volume {expected} at a time, got {tuple(inputs.shape)}")
+            raise ValueError(
+                f"the grid of embeddings is made of one volume {expected} at a time, got {tuple(inputs.shape)}"
+            )
         dims = len(self.roi_size)
-        affine = torch.as_tensor(getattr(inputs, "affine", torch.eye(dims + 1))).reshape(-1, dims + 1, dims + 1)[0]
+        affine = torch.as_tensor(getattr(inputs, "affine", torch.eye(4)))
+        # a collated batch holds one matrix per image, 4 x 4 whatever the number of axes
+        affine = to_affine_nd(dims, affine.reshape(-1, *affine.shape[-2:])[0])
         volume = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         missing = [max(0, r - n) for r, n in zip(self.roi_size, volume.shape[2:])]
         before = [m // 2 for m in missing]
@@ -54,7 +59,7 @@ class GridEmbeddingInferer(Inferer):
         index = torch.cartesian_prod(*[torch.arange(n) for n in grid])
         maps = []
         for part in index.split(self.batch_size):
-            crops = torch.stack([windows[(slice(None), *i)] for i in part.tolist()])
+            crops = torch.stack([windows[(slice(None),) + tuple(i)] for i in part.tolist()])
             maps.append(network(crops.contiguous(), *args, **kwargs))
         features = torch.cat(maps).T.reshape(1, -1, *grid)
         return MetaTensor(features, affine=self._grid_affine(affine, before))

@@ -19,8 +19,8 @@ class PrepareViews:
         target_keys: further entries `(N, ...)` that go to the targets as they are.
 
     A call returns the views `(N, C, *roi_size)`, one tensor or a list, and the targets: `position` `(N, D)` float32 mm,
-    relative to the patient's `origin` where the batch has one (positions can then be compared across patients; distances
-    within a patient do not change), `subject` `(N,)` int64, and `target_keys`.
+    relative to the patient's `origin` where the batch has one (positions can then be compared across patients;
+    distances within a patient do not change), `subject` `(N,)` int64, and `target_keys`.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import DataLoader
+from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedTrainer
 from monai.networks.utils import eval_mode
 from monai.utils import set_determinism
@@ -33,8 +33,9 @@ class LesionProbe:
     """Cross-validates lesion classification and lesion-volume regression of crops for several encoders.
 
     The protocol of Jabareen et al. 2024 (arXiv 2410.16947): crops around lesion and other voxels, a linear head, Adam,
-    a fixed number of epochs, AUC of each fold, paired t-test between methods over the folds. Folds are of patients, each
-    has a fresh head (and, fine-tuned, a fresh copy of the encoder), and no epoch is chosen on the fold it is reported on.
+    a fixed number of epochs, AUC of each fold, paired t-test between methods over the folds. Folds are of patients,
+    each has a fresh head (and, fine-tuned, a fresh copy of the encoder), and no epoch is chosen on the fold it is
+    reported on.
 
     Args:
         encoder: the architecture; its own weights are not used.
@@ -69,7 +70,9 @@ class LesionProbe:
         seed: int = 0,
     ) -> None:
         if mode not in ("frozen", "finetune") or not set(tasks) <= set(TASKS):
-            raise ValueError(f"mode must be 'frozen' or 'finetune', tasks of {list(TASKS)}; got {mode!r}, {list(tasks)}")
+            raise ValueError(
+                f"mode must be 'frozen' or 'finetune', tasks of {list(TASKS)}; got {mode!r}, {list(tasks)}"
+            )
         self.encoders = {name: copy.deepcopy(encoder) for name in checkpoints}
         for name, path in checkpoints.items():
             logger.info("%s: %s", name, load_pretrained(self.encoders[name], path))
@@ -89,7 +92,9 @@ class LesionProbe:
             for task in self.tasks:
                 target = (volume > 0).astype(float) if task == "classification" else volume
                 scores = (
-                    self._frozen(emb, target, task) if images is None else self._finetuned(encoder, images, emb, target, task)
+                    self._frozen(emb, target, task)
+                    if images is None
+                    else self._finetuned(encoder, images, emb, target, task)
                 )
                 rows += probe_rows(name, scores)
         path = write_table(self.output_dir / "probe.csv", rows)
@@ -104,9 +109,7 @@ class LesionProbe:
         return table
 
     def _frozen(self, emb: Embeddings, target: np.ndarray, task: Any) -> dict[str, list[float]]:
-        return linear_probe(
-            emb, target, self.folds, task, self.seed, self.epochs, self.learning_rate, self.batch_size
-        )
+        return linear_probe(emb, target, self.folds, task, self.seed, self.epochs, self.learning_rate, self.batch_size)
 
     def _finetuned(
         self, encoder: nn.Module, images: torch.Tensor, emb: Embeddings, target: np.ndarray, task: Any
@@ -128,7 +131,7 @@ class LesionProbe:
         SupervisedTrainer(
             device=torch.device(self.device),
             max_epochs=self.epochs,
-            train_data_loader=DataLoader(items, batch_size=self.batch_size, shuffle=True, drop_last=alone),
+            train_data_loader=DataLoader(Dataset(items), batch_size=self.batch_size, shuffle=True, drop_last=alone),
             network=network,
             optimizer=torch.optim.Adam(network.parameters(), lr=self.learning_rate),
             loss_function=loss,

@@ -11,6 +11,7 @@ from .training import (
     SeedIterations,
     StopOnNonFiniteLoss,
     process_rank,
+    switch,
 )
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "StopOnNonFiniteLoss",
     "TrainingCheckpoint",
     "process_rank",
+    "switch",
 ]

@@ -57,12 +57,13 @@ class TrainingCheckpoint:
         interval: int = 1,
     ) -> None:
         # the command line gives words where YAML gives values
-        resume = {"true": True, "false": False}.get(str(resume).lower(), resume)
-        if resume not in (True, False, "auto"):
+        words: dict[str, bool | str] = {"true": True, "false": False, "auto": "auto"}
+        if str(resume).lower() not in words:
             raise ValueError(f"resume must be true, false or 'auto', not {resume!r}")
         self.path = Path(save_dir) / self.filename
         self.objects = {k: getattr(v, "module", v) if k == "model" else v for k, v in save_dict.items()}
-        self.sampler, self.batch_size, self.resume, self.interval = sampler, batch_size, resume, interval
+        self.resume = words[str(resume).lower()]
+        self.sampler, self.batch_size, self.interval = sampler, batch_size, interval
         self.stop_requested = False
         self._previous_handler: Any = None
         self._check_folder()

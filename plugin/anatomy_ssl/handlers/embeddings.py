@@ -6,6 +6,7 @@ import gzip
 import logging
 import re
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -26,8 +27,8 @@ class EmbeddingWriter:
     """Writes, for each scan that an evaluator with `GridEmbeddingInferer` has embedded,
 
     - `NAME.npz` and `NAME.csv`: one row per crop in the body, with its centre in world mm (RAS+);
-    - `NAME_pca.nii.gz`: the first three principal components, common to all scans, as red, green and blue (NIfTI's RGB24)
-      on the grid of crop centres, black outside of the body; any viewer lays it over the scan.
+    - `NAME_pca.nii.gz`: the first three principal components, common to all scans, as red, green and blue (NIfTI's
+      RGB24) on the grid of crop centres, black outside of the body; any viewer lays it over the scan.
 
     The evaluator's output holds the map as `pred`, `(1, F, *grid)` with its affine; its batch holds `subject`, `source`
     and `foreground`, `(1, N, D)` world mm.
@@ -54,7 +55,8 @@ class EmbeddingWriter:
 
     def write_table(self, engine: Engine) -> None:
         """Write one scan's crops, and remember which of its grid lie in the body."""
-        batch, grid = engine.state.batch, engine.state.output["pred"]
+        state: Any = engine.state
+        batch, grid = state.batch, state.output["pred"]
         affine = grid.affine.reshape(-1, *grid.affine.shape[-2:])[0].cpu()
         index = torch.cartesian_prod(*[torch.arange(n) for n in grid.shape[2:]])
         position = voxel_to_world(affine, index)
@@ -110,4 +112,3 @@ def save_rgb(picture: np.ndarray, affine: np.ndarray, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.write(gzip.compress(image.to_bytes(), mtime=0))
-

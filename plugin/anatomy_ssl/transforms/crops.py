@@ -57,8 +57,8 @@ def clamp_centres(
         need = [int(n) for n in torch.ceil(2 * reach - 1e-6) + 1]
         raise BadImageError(
             volume.meta.get("filename_or_obj", "volume"),
-            f"is smaller ({tuple(volume.shape[1:])} voxels) than the crop ({tuple(need)} of its voxels): lower crop_size "
-            "or crop_spacing, pad it with SpatialPadd, or leave it out",
+            f"is smaller ({tuple(volume.shape[1:])} voxels) than the crop ({tuple(need)} of its voxels): lower "
+            "crop_size or crop_spacing, pad it with SpatialPadd, or leave it out",
         )
     voxel = world_to_voxel(volume.affine, centres)
     if spacing is None:
@@ -76,9 +76,9 @@ def crops_at(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cut crops around world points.
 
-    Without `spacing`, crops are boxes of the volume's own voxels, in its own axes: no value is changed. With it, they are
-    resampled on a grid along the world's axes (R, A, S), so that they do not depend on how the volume is stored, and
-    every crop covers `roi_size * spacing` mm.
+    Without `spacing`, crops are boxes of the volume's own voxels, in its own axes: no value is changed. With it, they
+    are resampled on a grid along the world's axes (R, A, S), so that they do not depend on how the volume is stored,
+    and every crop covers `roi_size * spacing` mm.
 
     Args:
         volume: `(C, *spatial)` with affine, 2D or 3D, any number of channels.
@@ -96,7 +96,7 @@ def crops_at(
     if spacing is None:
         starts = (voxel - half_extent(volume.affine, roi_size, None)).round().long()
         boxes = [tuple(slice(int(a), int(a) + r) for a, r in zip(start, roi_size)) for start in starts]
-        return torch.stack([values[(slice(None), *box)] for box in boxes]), position
+        return torch.stack([values[(slice(None),) + box] for box in boxes]), position
     offsets = [(torch.arange(r, dtype=torch.float64) - (r - 1) / 2) * s for r, s in zip(roi_size, spacing)]
     world = torch.stack(torch.meshgrid(*offsets, indexing="ij"), dim=-1)
     dims = len(roi_size)
@@ -113,19 +113,20 @@ class RandPhysicalCropsd(Randomizable, MapTransform):
 
     Returns a list of `num_samples` items. Each holds, for every key, a plain tensor `(C, *roi_size)`, and beside it
     `position`: the crop's centre in world mm (RAS+), float32 `(D,)`, computed from the affine and therefore right after
-    `Spacingd`, `Orientationd`, flips, pads, crops and affines; and `crop_spacing`: mm between its samples, float32 `(D,)`.
-    Other entries (subject, origin, ...) are passed on; point sets are not. All keys are cropped at the same place in the world, each on its own voxel grid where `spacing`
-    is given; without it they must share one grid.
+    `Spacingd`, `Orientationd`, flips, pads, crops and affines; and `crop_spacing`: mm between its samples, float32
+    `(D,)`. Other entries (subject, origin, ...) are passed on; point sets are not. All keys are cropped at the same
+    place in the world, each on its own voxel grid where `spacing` is given; without it they must share one grid.
 
     Args:
         keys: image and label maps, `(C, *spatial)` each with its affine; the first key decides where crops fit.
         roi_size: crop size in voxels, or in samples where `spacing` is given.
         num_samples: crops per volume.
         spacing: mm between a crop's samples; None takes the volume's own voxels without resampling.
-        candidates: name of the entry with candidate centres, `(N, D)` world mm; or several names with their shares. What
-            is missing to 1, or has no points in this volume, is drawn from the first set that has points; None draws
-            centres anywhere in the volume.
-        jitter: centres are moved by up to that many mm along each axis, so that they do not lie on the candidates' grid.
+        candidates: name of the entry with candidate centres, `(N, D)` world mm; or several names with their shares.
+            What is missing to 1, or has no points in this volume, is drawn from the first set that has points; None
+            draws centres anywhere in the volume.
+        jitter: centres are moved by up to that many mm along each axis, so that they do not lie on the candidates'
+            grid.
         mode: "bilinear" or "nearest", one for each key.
         position_key: where the centre goes.
 

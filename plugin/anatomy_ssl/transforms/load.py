@@ -14,8 +14,8 @@ from anatomy_ssl.data.reading import check_volume, first_path, read_image
 class LoadVolumed(MapTransform):
     """Read images of any supported format and check that shape, geometry and values can be trusted.
 
-    Takes the place of `LoadImaged` and `EnsureChannelFirstd`. The result is a float32 `MetaTensor` `(C, *spatial)` whose
-    affine goes from voxels to world millimetres in RAS+. The first image's path is kept as `source`.
+    Takes the place of `LoadImaged` and `EnsureChannelFirstd`. The result is a float32 `MetaTensor` `(C, *spatial)`
+    whose affine goes from voxels to world millimetres in RAS+. The first image's path is kept as `source`.
 
     Args:
         keys: items that hold a path, or the list of files of one DICOM series.

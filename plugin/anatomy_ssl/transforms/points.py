@@ -68,8 +68,8 @@ class ForegroundPointsd(MapTransform):
     Args:
         keys: the image (its first channel is looked at).
         points_key: where `(N, D)` float32 world mm go.
-        threshold: intensity above which a voxel is foreground; None takes Otsu's threshold. The largest component counts,
-            with its holes filled.
+        threshold: intensity above which a voxel is foreground; None takes Otsu's threshold. The largest component
+            counts, with its holes filled.
         step: distance between grid points in mm; never finer than the voxels.
 
     Raises:
@@ -150,8 +150,8 @@ def label_points(label: MetaTensor, labels: list[int] | None = None, max_points:
 class AnatomicalOrigind(MapTransform):
     """Add the patient's reference point, by which positions are compared across patients.
 
-    An `origin` that the datalist gives is kept. Otherwise it is the centroid of one label (say the brainstem) and, without
-    a label, the centre of the body's bounding box, which is no more than a stand-in.
+    An `origin` that the datalist gives is kept. Otherwise it is the centroid of one label (say the brainstem) and,
+    without a label, the centre of the body's bounding box, which is no more than a stand-in.
 
     Args:
         keys: label map, or the image with `points_key` computed before.
