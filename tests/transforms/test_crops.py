@@ -22,18 +22,11 @@ from monai.transforms import (
 
 from anatomy_ssl.data.reading import BadImageError
 from anatomy_ssl.transforms import CropPositiond, LoadVolumed, RandPhysicalCropsd, crops_at
+from tests.volumes import ramp_volume
 
 OBLIQUE = nib.affines.from_matvec(
     np.array([[0.96, -0.28, 0.0], [0.28, 0.96, 0.0], [0.0, 0.0, 1.0]]) @ np.diag([2.0, 2.0, 3.0]), [-40.0, 25.0, 7.0]
 )
-
-
-def ramp_volume(affine: np.ndarray, shape: tuple[int, ...]) -> MetaTensor:
-    """A volume with one channel for each axis, whose values are its own world coordinates in mm."""
-    dims = len(shape)
-    index = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), -1)
-    world = index @ affine[:dims, :dims].T + affine[:dims, -1]
-    return MetaTensor(torch.from_numpy(np.moveaxis(world, -1, 0)).float(), affine=torch.from_numpy(affine))
 
 
 BEFORE = {

@@ -22,9 +22,9 @@ class ScanDataset(CacheDataset):
     """MONAI's `CacheDataset` for scans, of which some are bad, in runs that are stopped and resumed.
 
     Differs in two points. Items that cannot be used stop the run with one line that names file and cause, or are left
-    out before training starts, each with one line, with a count and the list in `skipped`; a volume that is too small
-    for the random crop counts as bad. And random transforms are seeded
-    for each item by `(seed, epoch, index)`, with keys from `EpochSampler`; a plain integer key stands for epoch 0.
+    out before training starts, each with one line, with a count and the list in `skipped`; each volume is cropped once
+    for that, since it may be too small. And random transforms are seeded for each item by `(seed, epoch, index)`, with
+    keys from `EpochSampler`; a plain integer key stands for epoch 0.
 
     Args:
         data: items, `{"image": path, "subject": name, ...}`.

@@ -40,7 +40,7 @@ class LesionProbe:
     Args:
         encoder: the architecture; its own weights are not used.
         checkpoints: method -> file with its weights.
-        random_encoders: freshly initialised encoders; rows beside the trained ones.
+        random_encoders: freshly initialised encoders, at least one; rows beside the trained ones.
         loader: crops with `lesion_volume` in mm^3, of patients that no method was trained on.
         output_dir: for `probe.csv` (method, fold, metric, value), the tests and the figures.
         device: where encoders run.
@@ -73,6 +73,8 @@ class LesionProbe:
             raise ValueError(
                 f"mode must be 'frozen' or 'finetune', tasks of {list(TASKS)}; got {mode!r}, {list(tasks)}"
             )
+        if not random_encoders:
+            raise ValueError("random_encoders is empty: a result means nothing without the row of random encoders")
         self.encoders = {name: copy.deepcopy(encoder) for name in checkpoints}
         for name, path in checkpoints.items():
             logger.info("%s: %s", name, load_pretrained(self.encoders[name], path))

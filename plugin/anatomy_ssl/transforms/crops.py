@@ -187,7 +187,7 @@ class RandPhysicalCropsd(Randomizable, MapTransform):
             crops[key], position = crops_at(d[key], centres, self.roi_size, self.spacing, mode)
             if i == 0:
                 centres = position
-        shared = {k: v for k, v in d.items() if k not in crops and k not in self.candidates and keep(v)}
+        shared = {k: as_value(v) for k, v in d.items() if k not in crops and k not in self.candidates and keep(v)}
         shared["crop_spacing"] = torch.as_tensor(reference.pixdim if self.spacing is None else self.spacing).float()
         return [
             {**shared, **{key: crop[i] for key, crop in crops.items()}, self.position_key: centres[i]}
@@ -198,6 +198,13 @@ class RandPhysicalCropsd(Randomizable, MapTransform):
 def keep(value: Any) -> bool:
     """Whether an entry of the volume goes along with each of its crops: names, numbers, small tensors; no images."""
     return not isinstance(value, (MetaTensor, dict)) and getattr(value, "ndim", 0) <= 1
+
+
+def as_value(value: Any) -> Any:
+    """A list of numbers, such as a datalist's `origin`, as a float32 tensor, which batches stack row by row."""
+    if isinstance(value, (list, tuple)) and value and all(isinstance(v, (int, float)) for v in value):
+        return torch.tensor(value, dtype=torch.float32)
+    return value
 
 
 class CropPositiond(MapTransform):

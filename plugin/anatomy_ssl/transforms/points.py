@@ -6,6 +6,7 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk  # noqa: N813
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
@@ -22,18 +23,17 @@ def voxel_to_world(affine: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return (index.to(torch.float64) @ a[:dims, :dims].T + a[:dims, -1]).float()
 
 
-def otsu_threshold(values: np.ndarray, bins: int = 256) -> float:
-    """The intensity that parts two classes with the largest variance between them (Otsu 1979, eq. 12)."""
+def otsu_threshold(values: np.ndarray) -> float:
+    """The intensity that parts two classes with the largest variance between them (Otsu 1979).
+
+    Values `(*spatial)`, 2D or 3D; the outermost thousandth at either end (metal, artefacts) does not stretch the
+    histogram.
+    """
     low, high = np.percentile(values, [0.1, 99.9])
-    counts, edges = np.histogram(np.clip(values, low, high), bins=bins)
-    middle = (edges[1:] + edges[:-1]) / 2
-    weight = np.cumsum(counts)
-    mean = np.cumsum(counts * middle)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        between = (mean[-1] * weight / weight[-1] - mean) ** 2 / (weight * (weight[-1] - weight))
-    # the middle of the plateau: an empty stretch of the histogram separates equally well everywhere
-    best = np.flatnonzero(between == np.nanmax(between))
-    return float(middle[int(best.mean())])
+    otsu = sitk.OtsuThresholdImageFilter()
+    otsu.SetNumberOfHistogramBins(256)
+    otsu.Execute(sitk.GetImageFromArray(np.clip(values, low, high).astype(np.float32)))
+    return float(otsu.GetThreshold())
 
 
 def body_mask(volume: np.ndarray, threshold: float | None = None) -> np.ndarray:
