@@ -6,6 +6,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,9 @@ def datalist(source: str, root: str, output: str, **options: Any) -> None:
             autopet, flare22, btcv, chestxray14, chexpert, shenzhen, rsna_pneumonia, jsrt.
         root: the folder, or the CSV file.
         output: JSON to write.
-        options: of the source. folder and csv: --validation and --test (share of the patients, or a number of them),
-            --order random|sorted, --seed; folder: --pattern, --subject_pattern; csv: --image, --subject, --label
-            COLUMN, --where "column=value,...". Public data sets: --seed and their own.
+        options: of the source. A folder and a csv take --validation and --test (share of the patients, or a number of
+            them), --order random|sorted and --seed; a folder --pattern and --subject_pattern; a csv --image, --subject
+            and --label COLUMN, and --where "column=value,...". Public data sets take --seed and their own.
     """
     from anatomy_ssl.data import public, write_datalist
 
@@ -94,8 +95,21 @@ def main() -> int:
     """Run a command; errors end with one line and exit code 2, with `--debug` after the traceback."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    calls: list[Callable[[], None]] = []
+
+    def later(command: Callable[..., None]) -> Callable[..., None]:
+        """Fire runs a command before it finds an option that does not exist; this lets it only read the arguments."""
+
+        @wraps(command)
+        def record(*args: Any, **options: Any) -> None:
+            calls.append(partial(command, *args, **options))
+
+        return record
+
     try:
-        fire.Fire(COMMANDS, command=arguments, name="anatomy_ssl")
+        fire.Fire({name: later(command) for name, command in COMMANDS.items()}, command=arguments, name="anatomy_ssl")
+        for call in calls:
+            call()
     except (ValueError, OSError, ImportError, TypeError) as error:
         if "--debug" in sys.argv:
             traceback.print_exc()

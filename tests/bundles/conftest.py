@@ -1,12 +1,24 @@
-"""A phantom cohort of coarse voxels, written once."""
+"""A phantom cohort of coarse voxels, written once, and a network trained on it."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from anatomy_ssl.data.phantom import write_phantom_cohort
+from tests.bundles.runs import run
+
+
+@pytest.fixture(autouse=True)
+def _own_logging() -> Iterator[None]:
+    """MONAI's bundles set up the root logger anew, with streams that end with the test."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = before
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +28,9 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spacings = ((9.0, 9.0, 9.0), (8.0, 8.0, 12.0))
     write_phantom_cohort(folder, subjects=8, seed=0, spacings=spacings, radiographs=False, progress=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def encoder(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """encoder.pt of two epochs; checkpoint.pt lies beside it."""
+    return run("training", tmp_path_factory.mktemp("trained"), cohort, epochs=2) / "encoder.pt"

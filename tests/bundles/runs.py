@@ -15,6 +15,8 @@ import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 
+from anatomy_ssl.handlers import process_rank
+
 CONFIGS = Path(__file__).parents[2] / "bundles" / "isimed" / "configs"
 
 TINY = {
@@ -94,13 +96,20 @@ def assert_same_weights(a: Path, b: Path) -> None:
 
 
 class TerminateAt:
-    """A handler that sends its own process SIGTERM when an iteration starts, as a scheduler may at any time."""
+    """A handler that sends its own process SIGTERM when an iteration starts, as a scheduler may at any time.
 
-    def __init__(self, iteration: int) -> None:
-        self.iteration = iteration
+    Args:
+        iteration: counted from 1.
+        rank: of the only process that gets the signal; None for all.
+    """
+
+    def __init__(self, iteration: int, rank: int | None = None) -> None:
+        self.iteration, self.rank = iteration, rank
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer."""
+        if self.rank not in (None, process_rank()):
+            return
         engine.add_event_handler(
             Events.ITERATION_STARTED(once=self.iteration), lambda _: os.kill(os.getpid(), signal.SIGTERM)
         )
@@ -123,3 +132,23 @@ class DieWhileWriting:
             os._exit(137)
 
         torch.save = half
+
+
+class RecordProcess:
+    """A handler that writes what each process has at the end: weights, and the metrics of the last validation."""
+
+    def __init__(self, network: torch.nn.Module, evaluator: Engine, folder: str) -> None:
+        self.network, self.evaluator, self.folder = network, evaluator, Path(folder)
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _write(self, engine: Engine) -> None:
+        record = {"weights": self.network.state_dict(), "metrics": dict(self.evaluator.state.metrics)}
+        torch.save(record, self.folder / f"process_{process_rank()}.pt")
+
+
+def not_a_number(images: torch.Tensor) -> list[torch.Tensor]:
+    """A view as a broken distortion gives it."""
+    return [images * float("nan")]

@@ -41,13 +41,20 @@ def samplers(monkeypatch: pytest.MonkeyPatch, replicas: int, length: int, **opti
 
 
 @pytest.mark.parametrize("replicas", [1, 2, 3])
-@pytest.mark.parametrize("length", [1, 2, 5, 6, 7])
+@pytest.mark.parametrize("length", [3, 5, 6, 7])
 def test_uneven_shares_hold_every_item_once(replicas: int, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """For evaluation: nothing is counted twice, nothing left out, and lengths are true."""
     group = samplers(monkeypatch, replicas, length, shuffle=False, even=False)
     shares = [list(sampler) for sampler in group]
     assert sorted(index for share in shares for _, index in share) == list(range(length))
     assert [len(share) for share in shares] == [len(sampler) for sampler in group]
+
+
+def test_fewer_items_than_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process without an item would keep the others waiting; in training it repeats one."""
+    with pytest.raises(ValueError, match="2 validation images are too few for 3 processes"):
+        samplers(monkeypatch, 3, 2, even=False)
+    assert [len(list(sampler)) for sampler in samplers(monkeypatch, 3, 2)] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("replicas", [1, 2, 3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -85,6 +86,26 @@ def test_a_volume_smaller_than_the_crop_is_padded_about_its_middle() -> None:
     assert torch.allclose(grid.as_tensor()[0].flatten(1).T, middle, atol=1e-4)
 
 
+@pytest.mark.parametrize("third_axis", [False, True])
+def test_two_dimensional_files_take_the_whole_chain(third_axis: bool, write_nifti: Callable[..., str]) -> None:
+    """Also where the format wants a third axis of one slice: from file to crops and to a map, at the same places."""
+    values = smooth_volume((30, 26))
+    path = write_nifti("flat.nii.gz", values[..., None] if third_axis else values, np.diag([2.0, 3.0, 1.0, 1.0]))
+    prepare = [
+        LoadVolumed("image", spatial_dims=2),
+        Orientationd("image", "RA", labels=None),
+        ForegroundPointsd("image"),
+    ]
+    draw = RandPhysicalCropsd("image", (6, 6), 3, candidates="foreground")
+    data = ScanDataset([{"image": path, "subject": "a"}], [*prepare, draw], progress=False)
+    emb = embed_crops(nn.Flatten(), DataLoader(data), "cpu")
+    batch = list_data_collate([Compose(prepare)({"image": path})])["image"]
+    grid = GridEmbeddingInferer((6, 6), 1)(batch, nn.Flatten())
+    cells = {tuple(at): row for at, row in zip(world_of(grid).tolist(), grid.as_tensor()[0].flatten(1).T.numpy())}
+    for position, row in zip(emb.position.tolist(), emb.embedding):
+        assert np.array_equal(cells[tuple(position)], row)
+
+
 def test_wrong_input_is_named() -> None:
     """Batches of several volumes, other dimensions, sizes that are not positive."""
     infer = GridEmbeddingInferer((4, 4, 4))
@@ -120,7 +141,9 @@ def preparation() -> list:
 
 
 @pytest.mark.parametrize("spacing", [None, (2.5, 2.0, 2.0)], ids=["voxels", "mm"])
-def test_embeddings_of_a_crop_agree_in_all_48_orientations(spacing: tuple[float, ...] | None, stored: list[str]) -> None:
+def test_embeddings_of_a_crop_agree_in_all_48_orientations(
+    spacing: tuple[float, ...] | None, stored: list[str]
+) -> None:
     """From the file on disk to the embedding: same places in the world, same embeddings to 1e-4."""
     draw = RandPhysicalCropsd("image", (8, 8, 8), 6, spacing=spacing, candidates="foreground")
     # epoch and index seed the draw, so that each file is a data set of its own

@@ -22,6 +22,9 @@ class EpochSampler(DistributedSampler):
         even: whether every process gets the same number of items, by repeating some (for training); without it each
             item is seen exactly once (for evaluation).
         repeats: how often an epoch goes through the data set (small data sets waste time between epochs).
+
+    Raises:
+        ValueError: when the data set is empty, or without `even` smaller than the number of processes.
     """
 
     def __init__(
@@ -30,6 +33,12 @@ class EpochSampler(DistributedSampler):
         if len(dataset) == 0:
             raise ValueError("the data set is empty: no image was found, or every image was skipped")
         ready = dist.is_available() and dist.is_initialized()
+        if ready and not even and len(dataset) < dist.get_world_size():
+            # MONAI's engines skip an empty run, and the other processes would wait for this one's metrics for ever
+            raise ValueError(
+                f"{len(dataset)} validation images are too few for {dist.get_world_size()} processes, each needs one: "
+                "hold more images out, or start fewer processes"
+            )
         source: Any = dataset if repeats == 1 else range(len(dataset) * repeats)
         super().__init__(
             source,

@@ -16,23 +16,27 @@ from monai.utils import ensure_tuple_rep
 class GridEmbeddingInferer(Inferer):
     """Embeds crops on a regular grid of a volume: the dense counterpart of the encoder.
 
-    Whole crops are taken only, so the map is smaller than the volume. Where the volume is smaller than one crop, it is
-    padded by its border's values.
+    Where the volume is smaller than one crop, it is padded by its border's values.
 
     Args:
         roi_size: crop size in voxels of the prepared volume; the size that the encoder was trained with.
         step: distance between crops in voxels.
         batch_size: crops embedded at once.
+        to_edges: whether crops may reach over the volume's edge, so that their centres cover all of it; there they see
+            the border's values repeated. Without it only whole crops are taken, as in training, and the map ends half
+            a crop before the edge.
 
     A call takes the volume `(1, C, *spatial)` and gives a `MetaTensor` `(1, F, *grid)`, whose affine places the centre
     of each crop in world mm.
     """
 
-    def __init__(self, roi_size: Sequence[int], step: Sequence[int] | int = 8, batch_size: int = 32) -> None:
+    def __init__(
+        self, roi_size: Sequence[int], step: Sequence[int] | int = 8, batch_size: int = 32, to_edges: bool = False
+    ) -> None:
         super().__init__()
         self.roi_size = tuple(int(r) for r in roi_size)
         self.step = ensure_tuple_rep(step, len(self.roi_size))
-        self.batch_size = batch_size
+        self.batch_size, self.to_edges = batch_size, to_edges
         if min(*self.roi_size, *self.step, batch_size) < 1:
             raise ValueError(f"roi_size {self.roi_size}, step {self.step} and batch_size {batch_size} must be positive")
 
@@ -48,7 +52,7 @@ class GridEmbeddingInferer(Inferer):
         # a collated batch holds one matrix per image, 4 x 4 whatever the number of axes
         affine = to_affine_nd(dims, affine.reshape(-1, *affine.shape[-2:])[0])
         volume = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        missing = [max(0, r - n) for r, n in zip(self.roi_size, volume.shape[2:])]
+        missing = [r - 1 if self.to_edges else max(0, r - n) for r, n in zip(self.roi_size, volume.shape[2:])]
         before = [m // 2 for m in missing]
         pad = [side for m, b in zip(reversed(missing), reversed(before)) for side in (b, m - b)]
         volume = F.pad(volume, pad, mode="replicate")[0]

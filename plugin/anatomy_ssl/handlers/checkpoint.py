@@ -133,6 +133,7 @@ class TrainingCheckpoint:
         """After a signal to any process: save and leave, all processes at the same iteration."""
         if not self._told_to_stop(engine):
             return
+        self.stop_requested = True  # maybe it was another process that got the signal
         at_epoch_end = engine.state.iteration % (engine.state.epoch_length or 1) == 0
         if at_epoch_end:
             return  # the rest of the epoch's end (learning rate, validation) belongs to the checkpoint

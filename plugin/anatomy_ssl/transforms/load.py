@@ -8,7 +8,7 @@ from typing import Any
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
-from anatomy_ssl.data.reading import check_volume, first_path, read_image
+from anatomy_ssl.data.reading import BadImageError, check_volume, first_path, read_image
 
 
 class LoadVolumed(MapTransform):
@@ -24,8 +24,8 @@ class LoadVolumed(MapTransform):
         allow_missing_keys: whether an item without one of the keys is left as it is.
 
     Raises:
-        BadImageError: for a missing or truncated file, a 4D file, NaN or infinite voxels, a sheared or singular affine
-            or a zero spacing; the message names file, cause and remedy.
+        BadImageError: for an absent key, a missing or truncated file, a 4D file, NaN or infinite voxels, a sheared or
+            singular affine or a zero spacing; the message names file, cause and remedy.
     """
 
     def __init__(
@@ -37,6 +37,9 @@ class LoadVolumed(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace each path by its image."""
         d = dict(data)
+        absent = [] if self.allow_missing_keys else [key for key in self.keys if d.get(key) is None]
+        if absent:
+            raise BadImageError(d.get("source", "an item"), f"the datalist gives no {absent[0]!r} for it")
         for key in self.key_iterator(d):
             d.setdefault("source", str(first_path(d[key])))
             d[key] = check_volume(read_image(d[key]), d[key], self.spatial_dims, self.channels)

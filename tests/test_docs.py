@@ -1,0 +1,61 @@
+"""The documentation names files, keys and commands that exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from monai.bundle import ConfigParser
+
+from anatomy_ssl import __main__ as command_line
+from anatomy_ssl.data import public
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("bundles/*/docs/README.md"))]
+CONFIGS = ROOT / "bundles" / "isimed" / "configs"
+
+
+def commands(page: Path) -> list[str]:
+    """Each command of the page's shell blocks, continued lines joined."""
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.split("  #")[0].strip() for line in lines if line.strip()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_and_configs_exist(page: Path) -> None:
+    """Relative links lead somewhere; named configuration files are there."""
+    text = page.read_text()
+    for link in re.findall(r"\]\((?!http)([^)#]+)", text):
+        assert (page.parent / link).exists(), link
+    for name in re.findall(r"[\w*]+\.(?:yaml|json)\b", text):
+        # names that the reader makes up, or that a command writes
+        if name not in ("scans.json", "cases.json", "brats.json", "headneck.json", "datalist.json"):
+            assert list(CONFIGS.glob(name)), name
+
+
+def known_keys(command: str) -> set[str]:
+    """Top-level keys of the configuration files that a command names, and of `monai.bundle run` itself."""
+    names = re.findall(r"[\w]+\.(?:yaml|json)(?=['\s\"\]])", command.split("--config_file")[1])
+    files = [str(CONFIGS / name) for name in names if (CONFIGS / name).exists()]
+    assert files, command
+    return {"config_file", *(key.lstrip("+") for key in ConfigParser.load_config_files(files))}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_commands_have_known_options(page: Path) -> None:
+    """Keys given to `monai.bundle run` exist in the files it is given; commands of ours exist."""
+    for command in commands(page):
+        if "monai.bundle run" in command:
+            given = set(re.findall(r"--(\w+)", command.split("monai.bundle run")[1]))
+            assert given <= known_keys(command), command
+            run_id = re.search(r"monai\.bundle run (\w+)", command)
+            assert run_id is None or run_id[1] in known_keys(command), command
+        elif "-m anatomy_ssl" in command:
+            name, *rest = command.split("-m anatomy_ssl ")[1].split()
+            assert name in command_line.COMMANDS, command
+            assert name != "datalist" or rest[0] in (*public.__all__, "folder", "csv"), command
+        elif command.startswith("make "):
+            target = command.split()[1]
+            assert f"\n{target}:" in (ROOT / "Makefile").read_text(), command
