@@ -23,7 +23,7 @@ def phantom(output: str, subjects: int = 24, seed: int = 0) -> None:
     """
     from anatomy_ssl.data.phantom import write_phantom_cohort
 
-    print(f"wrote {write_phantom_cohort(output, subjects=subjects, seed=seed)}")
+    print(f"wrote {write_phantom_cohort(output, subjects=int(subjects), seed=int(seed))}")
 
 
 def figure(
@@ -93,7 +93,9 @@ COMMANDS: dict[str, Callable[..., None]] = {"phantom": phantom, "datalist": data
 
 def main() -> int:
     """Run a command; errors end with one line and exit code 2, with `--debug` after the traceback."""
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    arguments = [argument for argument in sys.argv[1:] if argument not in ("--debug", "--help", "-h")]
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        arguments += ["--", "--help"]  # where Fire takes it for help, not for an option of the command
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     calls: list[Callable[[], None]] = []
 

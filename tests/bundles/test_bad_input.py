@@ -7,12 +7,13 @@ import re
 import shutil
 from pathlib import Path
 
+import monai.bundle
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 
-from tests.bundles.runs import run, start
+from tests.bundles.runs import CONFIGS, TINY, run, start
 
 
 @pytest.fixture
@@ -71,6 +72,10 @@ def test_entries_that_some_items_lack(cohort: Path, tmp_path: Path) -> None:
     assert (run("training", tmp_path, file, epochs=1) / "encoder.pt").exists()
     crops = {"evaluation_crops": 2, "figures": []}
     assert (run("evaluating", tmp_path, file, ("evaluate.yaml",), **crops) / "evaluation" / "evaluation.csv").exists()
+    changes = {key: TINY[key] for key in ("crop_size", "crop_spacing", "encoder", "device")}
+    changes |= {"checkpoint": str(tmp_path / "out" / "encoder.pt"), "output_dir": str(tmp_path / "embeddings")}
+    monai.bundle.run("run", config_file=str(CONFIGS / "inference.json"), dataset_dir=str(file), step=4, **changes)
+    assert len(list((tmp_path / "embeddings").glob("*.npz"))) == 8
 
 
 def test_a_diverging_loss_stops_the_run(cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

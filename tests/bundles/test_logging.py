@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
+import fire
+import monai.bundle
 import pytest
 import torch
 
 from anatomy_ssl.handlers import switch
-from tests.bundles.runs import parsed, run
+from tests.bundles.runs import config_files, parsed, run
 
 QUALITY = {"rho_within", "rho_across", "position_error_mm", "position_r2", "rankme", "spread", "collapsed"}
 LOSSES = {"loss", "loss_distance", "loss_barlow"}
@@ -77,6 +80,17 @@ def test_everything_can_be_switched_off(word: str | bool, cohort: Path, tmp_path
     off = dict.fromkeys(("tensorboard", "mlflow", "pictures", "resume", "amp"), word)
     output = run("training", tmp_path, cohort, epochs=1, **off)
     assert sorted(file.name for file in output.iterdir()) == ["checkpoint.pt", "encoder.pt"]
+
+
+def test_options_as_they_are_typed(cohort: Path, tmp_path: Path) -> None:
+    """A bare `--resume`, words, lists, None and nested keys, through Fire as `python -m monai.bundle` has it."""
+    output = run("training", tmp_path, cohort, epochs=1)
+    typed = "--resume --mlflow false --tensorboard False --epochs 2 --foreground_threshold None "
+    typed += "--train#dataset#cache_rate 0.5 --crop_spacing [12.0,12.0,12.0]"
+    files = ["--config_file", str(config_files(tmp_path)), "--dataset_dir", str(cohort), "--output_dir", str(output)]
+    fire.Fire({"run": monai.bundle.run}, command=["run", "training", *files, *typed.split()])
+    progress = torch.load(output / "checkpoint.pt", weights_only=True)["progress"]
+    assert progress == {"iteration": 6, "epoch_length": 3}
 
 
 def test_only_the_first_process_writes(cohort: Path, tmp_path: Path) -> None:

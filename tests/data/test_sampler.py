@@ -129,3 +129,11 @@ def test_an_empty_data_set_is_refused() -> None:
     """With the likely reasons."""
     with pytest.raises(ValueError, match="no image was found"):
         EpochSampler(Keys(0))
+
+
+def test_evaluation_sees_the_same_crops_in_every_epoch() -> None:
+    """Curves over epochs are of one sample of crops."""
+    sampler = EpochSampler(range(5), shuffle=False, even=False)
+    first = list(sampler)
+    sampler.set_epoch(7)
+    assert list(sampler) == first == [(0, i) for i in range(5)]

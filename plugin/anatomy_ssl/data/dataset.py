@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Any
@@ -34,7 +35,7 @@ class ScanDataset(CacheDataset):
         seed: of the random transforms.
         cache_rate: share of the prepared volumes kept in memory.
         num_workers: threads that prepare them.
-        progress: whether to show a progress bar.
+        progress: whether to show a progress bar where there is a terminal.
 
     Raises:
         BadImageError: under "raise", at the first bad image.
@@ -62,7 +63,7 @@ class ScanDataset(CacheDataset):
             steps,
             cache_rate=cache_rate,
             num_workers=num_workers,
-            progress=progress,
+            progress=progress and sys.stderr.isatty(),
             copy_cache=False,
         )
         if on_bad_image == "skip":

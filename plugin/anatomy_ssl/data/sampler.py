@@ -20,7 +20,7 @@ class EpochSampler(DistributedSampler):
         shuffle: whether each epoch has its own order.
         seed: of that order.
         even: whether every process gets the same number of items, by repeating some (for training); without it each
-            item is seen exactly once (for evaluation).
+            item is seen exactly once, in order and with the same crops in every epoch (for evaluation).
         repeats: how often an epoch goes through the data set (small data sets waste time between epochs).
 
     Raises:
@@ -51,11 +51,11 @@ class EpochSampler(DistributedSampler):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """The rest of this process's share of the epoch; `skip` items of it were seen before the run was stopped."""
-        order: Any = super().__iter__()
         if not self.even:
-            order = range(self.rank, self.items, self.num_replicas)
+            yield from ((0, index) for index in range(self.rank, self.items, self.num_replicas))
+            return
         skip, self.skip = self.skip, 0
-        for position, index in enumerate(order):
+        for position, index in enumerate(super().__iter__()):
             if position >= skip:
                 # repeats of one volume within an epoch need different crops, so each has an epoch of its own
                 lap, item = divmod(index, self.items)
