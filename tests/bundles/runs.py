@@ -52,11 +52,19 @@ def config_files(folder: Path, names: tuple[str, ...] = (), **changes: Any) -> l
 
 
 def run(run_id: str, folder: Path, cohort: Path, names: tuple[str, ...] = (), **changes: Any) -> Path:
-    """Run the bundle in this process; returns its output folder."""
+    """Run the bundle in this process, as `monai.bundle.run` does; returns its output folder."""
     folder.mkdir(exist_ok=True)
     output = folder / "out"
     files = config_files(folder, names, **changes)
-    monai.bundle.run(run_id, config_file=files, dataset_dir=str(cohort), output_dir=str(output))
+    places = {"dataset_dir": str(cohort), "output_dir": str(output)}
+    workflow = monai.bundle.create_workflow(config_file=files, run_id=run_id, **places)
+    try:
+        workflow.run()
+    finally:
+        loader = workflow.parser.ref_resolver.resolved_content.get("train::dataloader")
+        # left to the garbage collection, each would be waited for: its queue is closed before it is told to end
+        if getattr(loader, "_iterator", None) is not None:
+            loader._iterator._shutdown_workers()
     return output
 
 

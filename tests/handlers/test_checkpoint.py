@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 from typing import Any
 
+import monai
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from torch.utils.data import DataLoader
 
+import anatomy_ssl
 from anatomy_ssl.data.sampler import EpochSampler
 from anatomy_ssl.handlers import checkpoint
 from anatomy_ssl.handlers.checkpoint import ExportEncoder, TrainingCheckpoint
@@ -152,6 +156,30 @@ def test_the_sampler_skips_what_the_stopped_epoch_had_seen(tmp_path: Path) -> No
     assert seen == [(1, 5, 8)]
 
 
+@pytest.mark.parametrize(("epoch", "code"), [(2, 143), (4, None)])
+def test_epochs_of_one_iteration_can_be_stopped(epoch: int, code: int | None, tmp_path: Path) -> None:
+    """At the epoch's end, where every iteration is the last one of its epoch; a run that is done is complete."""
+    work = trainer([], Net(), epochs=4, data=batches(1))
+    TrainingCheckpoint(str(tmp_path), {"model": Net()}, interval=10).attach(work)
+    work.add_event_handler(Events.ITERATION_STARTED(once=epoch), lambda _: signal.raise_signal(signal.SIGTERM))
+    if code is None:
+        work.run()
+    else:
+        with pytest.raises(SystemExit) as left:
+            work.run()
+        assert left.value.code == code
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert saved["progress"] == {"iteration": epoch, "epoch_length": 1}
+
+
+def test_workers_are_not_in_the_group_that_gets_signals() -> None:
+    """A signal to the run's process group then reaches the main process only, which can save."""
+    iterator: Any = iter(DataLoader(range(8), num_workers=1, worker_init_fn=checkpoint.own_process_group))
+    next(iterator)
+    assert os.getpgid(iterator._workers[0].pid) != os.getpgrp()
+    assert len(list(iterator)) == 7
+
+
 def test_sigterm_is_as_before_after_a_run(tmp_path: Path) -> None:
     """The process can be ended again, by whatever handled the signal before."""
     before = signal.getsignal(signal.SIGTERM)
@@ -191,7 +219,9 @@ def test_the_exported_encoder_has_its_own_names_and_a_record(tmp_path: Path) -> 
     assert load_pretrained(other, path).share == 1
     assert same(other, network.linear)
     record = torch.load(path, weights_only=True)["provenance"]
+    versions = record.pop("versions")
     assert record == {"method": "test", "seed": 0, "epochs": 2, "iterations": 2 * len(batches())}
+    assert versions == {"anatomy_ssl": anatomy_ssl.__version__, "monai": monai.__version__, "torch": torch.__version__}
 
 
 def _absent(path: Path) -> None:

@@ -180,3 +180,19 @@ def test_crop_position_serves_monai_crops() -> None:
     chain.set_random_state(0)
     for item in chain({"image": ramp_volume(OBLIQUE, (20, 20, 20))}):
         assert torch.allclose(item["image"].as_tensor().flatten(1).mean(1), item["position"], atol=1e-3)
+
+
+@pytest.mark.parametrize("spacing", [None, 2.0])
+def test_a_label_map_that_lies_elsewhere_is_refused(spacing: float | None) -> None:
+    """Coarser voxels without resampling, or a volume that the crops would have to leave: neither is cut in silence."""
+    image = ramp_volume(np.diag([2.0, 2.0, 2.0, 1.0]), (20, 20, 20))
+    crops = RandPhysicalCropsd(["image", "label"], (8, 8, 8), 3, spacing=spacing, mode=["bilinear", "nearest"])
+    coarse = ramp_volume(np.diag([4.0, 4.0, 4.0, 1.0]), (10, 10, 10))
+    away = np.diag([2.0, 2.0, 2.0, 1.0])
+    away[0, 3] = 100.0
+    assert len(crops({"image": image, "label": image})) == 3
+    with pytest.raises(BadImageError, match="does not lie on the voxel grid"):
+        crops({"image": image, "label": ramp_volume(away, (20, 20, 20))})
+    if spacing is None:
+        with pytest.raises(BadImageError, match="does not lie on the voxel grid"):
+            crops({"image": image, "label": coarse})

@@ -12,6 +12,7 @@ import SimpleITK as sitk  # noqa: N813
 import torch
 
 from anatomy_ssl.data.reading import BadImageError, SimpleITKReader, check_affine, read_image
+from anatomy_ssl.handlers.embeddings import save_rgb
 from anatomy_ssl.transforms import AnatomicalOrigind, ForegroundPointsd, LabelPointsd, LoadVolumed
 from tests.volumes import smooth_volume
 
@@ -146,6 +147,45 @@ def test_dicom_series_has_the_same_geometry(tmp_path: Path) -> None:
     expected = np.diag([-1.5, -2.0, 4.0, 1.0])
     expected[:3, 3] = [-10.0, 20.0, 30.0]
     assert np.allclose(volume.affine, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("places", "step", "cause"),
+    [
+        ((0, 1, 2, 3, 4, 5), (0.0, 0.0, 3.0), None),
+        ((0, 1, 2, 3, 4, 5), (0.0, 0.004, 3.0), None),
+        ((0, 1, 4, 5, 6, 7), (0.0, 0.0, 3.0), "missing"),
+        ((0, 1, 2, 3, 4, 5), (0.0, 1.0, 3.0), "tilted gantry"),
+    ],
+)
+def test_dicom_slices_have_to_make_a_volume(
+    places: tuple[int, ...], step: tuple[float, ...], cause: str | None, tmp_path: Path
+) -> None:
+    """SimpleITK stretches over missing slices and stands a tilted gantry upright, with a warning at most."""
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for i, place in enumerate(places):
+        piece = sitk.Image([8, 8], sitk.sitkInt16)
+        position = "\\".join(f"{place * s:g}" for s in step)
+        tags = {"0008|0060": "CT", "0020|000d": "1.2", "0020|000e": "1.2.3", "0008|0018": f"1.2.3.{i + 1}"}
+        tags |= {"0020|0032": position, "0020|0037": "1\\0\\0\\0\\1\\0", "0020|0013": str(i)}
+        for tag, value in tags.items():
+            piece.SetMetaData(tag, value)
+        writer.SetFileName(str(tmp_path / f"{i}.dcm"))
+        writer.Execute(piece)
+    if cause is None:
+        assert read_image(tmp_path).pixdim.tolist() == pytest.approx([1.0, 1.0, 3.0], abs=1e-4)
+    else:
+        with pytest.raises(BadImageError, match=cause) as caught:
+            read_image(tmp_path)
+        assert str(caught.value).startswith(str(tmp_path))
+
+
+def test_a_colour_nifti_is_a_bad_image(tmp_path: Path) -> None:
+    """RGB24, such as the maps of embeddings that lie beside the scans."""
+    save_rgb(np.zeros((4, 4, 4, 3), np.uint8), np.eye(4), tmp_path / "p_pca.nii.gz")
+    with pytest.raises(BadImageError, match=r"p_pca\.nii\.gz: cannot be read"):
+        read_image(tmp_path / "p_pca.nii.gz")
 
 
 def test_two_series_in_a_folder_are_refused(tmp_path: Path) -> None:

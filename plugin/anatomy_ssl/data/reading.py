@@ -21,9 +21,16 @@ from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _NIFTI = (".nii", ".nii.gz")
+_UNREADABLE = (
+    *(OSError, EOFError, TypeError, ValueError, RuntimeError),
+    *(zlib.error, nib.filebasedimages.ImageFileError),
+)
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 # cosine between two voxel axes from which a volume counts as sheared (0.6 degrees; headers are rounded to float32)
 _SHEAR_TOLERANCE = 1e-2
+_SLICE_POSITION = "0020|0032"
+# deviation of a slice's step from the mean step, of which it is a part; headers round positions
+_SLICE_TOLERANCE = 0.1
 
 
 class BadImageError(ValueError):
@@ -59,6 +66,7 @@ class SimpleITKReader(ImageReader):
 
         Raises:
             ValueError: when a folder holds no DICOM series, or more than one.
+            BadImageError: when the slices of a series do not make a right-angled volume.
         """
         files = [str(p) for p in ensure_tuple(data)]
         if len(files) == 1 and Path(files[0]).is_dir():
@@ -66,7 +74,7 @@ class SimpleITKReader(ImageReader):
             if len(series) != 1:
                 raise ValueError(f"the folder holds {len(series)} DICOM series, not one; list the files of one series")
             files = list(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(files[0], series[0]))
-        return sitk.ReadImage(files if len(files) > 1 else files[0])
+        return read_series(files) if len(files) > 1 else sitk.ReadImage(files[0])
 
     def get_data(self, img: sitk.Image) -> tuple[np.ndarray, dict]:
         """Array of shape `(x, y[, z][, channels])` and MONAI's metadata with the affine in RAS."""
@@ -88,6 +96,32 @@ class SimpleITKReader(ImageReader):
             MetaKeys.ORIGINAL_CHANNEL_DIM: -1 if channels else float("nan"),
         }
         return array, meta
+
+
+def read_series(files: Sequence[str]) -> sitk.Image:
+    """Read the slices of a DICOM series, in spatial order, whose positions are as a volume's with one spacing.
+
+    SimpleITK takes the spacing from the first and the last slice and the third axis from the slices' normal: missing
+    slices would stretch the rest, and a tilted gantry would be stood upright, with no more than a warning.
+
+    Raises:
+        BadImageError: when slices are missing, unevenly spaced or out of order, or the gantry was tilted.
+    """
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(files)
+    reader.MetaDataDictionaryArrayUpdateOn()
+    image = reader.Execute()
+    if not all(reader.HasMetaDataKey(i, _SLICE_POSITION) for i in range(len(files))):
+        return image
+    texts = [reader.GetMetaData(i, _SLICE_POSITION) for i in range(len(files))]
+    steps = np.diff([[float(v) for v in text.split("\\")] for text in texts], axis=0)
+    length = float(np.linalg.norm(steps.mean(axis=0)))
+    if np.abs(steps - steps.mean(axis=0)).max() > _SLICE_TOLERANCE * length:
+        raise BadImageError(files, "its DICOM slices are missing, unevenly spaced or out of order: complete the series")
+    normal = np.asarray(image.GetDirection()).reshape(3, 3)[:, 2]
+    if np.linalg.norm(np.cross(steps.mean(axis=0), normal)) > _SHEAR_TOLERANCE * length:
+        raise BadImageError(files, "its DICOM slices are sheared (tilted gantry): resample it to right-angled voxels")
+    return image
 
 
 @lru_cache(maxsize=1)
@@ -125,7 +159,7 @@ def read_image(path: PathLike | Sequence[PathLike]) -> MetaTensor:
         return _loader()(path, reader=reader)
     except BadImageError:
         raise
-    except (OSError, EOFError, ValueError, RuntimeError, zlib.error, nib.filebasedimages.ImageFileError) as error:
+    except _UNREADABLE as error:
         cause = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise BadImageError(path, f"cannot be read ({cause}); it may be truncated or of another format") from error
 

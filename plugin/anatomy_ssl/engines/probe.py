@@ -66,7 +66,7 @@ class LesionProbe:
         folds: int = 10,
         epochs: int = 25,
         learning_rate: float = 1e-3,
-        batch_size: int = 32,
+        batch_size: int = 8,
         seed: int = 0,
     ) -> None:
         if mode not in ("frozen", "finetune") or not set(tasks) <= set(TASKS):

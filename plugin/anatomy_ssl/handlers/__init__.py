@@ -1,6 +1,6 @@
 """Things that listen during training."""
 
-from .checkpoint import ExportEncoder, TrainingCheckpoint
+from .checkpoint import ExportEncoder, TrainingCheckpoint, own_process_group
 from .embeddings import EmbeddingWriter
 from .pictures import CropPictures
 from .training import (
@@ -25,6 +25,7 @@ __all__ = [
     "SeedIterations",
     "StopOnNonFiniteLoss",
     "TrainingCheckpoint",
+    "own_process_group",
     "process_rank",
     "switch",
 ]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import monai
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 
+import anatomy_ssl
 from anatomy_ssl.data.atomic import atomic_save
 from anatomy_ssl.data.sampler import EpochSampler
 from anatomy_ssl.handlers.training import process_rank
@@ -64,7 +67,7 @@ class TrainingCheckpoint:
         self.objects = {k: getattr(v, "module", v) if k == "model" else v for k, v in save_dict.items()}
         self.resume = words[str(resume).lower()]
         self.sampler, self.batch_size, self.interval = sampler, batch_size, interval
-        self.stop_requested = False
+        self.stop_requested = self._stop_agreed = False
         self._previous_handler: Any = None
         self._check_folder()
 
@@ -84,7 +87,7 @@ class TrainingCheckpoint:
         """Register with a MONAI trainer."""
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.stop_if_told)
-        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self.save)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.end_epoch)
         engine.add_event_handler(Events.COMPLETED, self.finish)
         engine.add_event_handler(Events.TERMINATE, self.leave)
 
@@ -133,12 +136,21 @@ class TrainingCheckpoint:
         """After a signal to any process: save and leave, all processes at the same iteration."""
         if not self._told_to_stop(engine):
             return
-        self.stop_requested = True  # maybe it was another process that got the signal
+        self.stop_requested = self._stop_agreed = True  # maybe it was another process that got the signal
         at_epoch_end = engine.state.iteration % (engine.state.epoch_length or 1) == 0
         if at_epoch_end:
             return  # the rest of the epoch's end (learning rate, validation) belongs to the checkpoint
         self.save(engine)
         engine.terminate()
+
+    def end_epoch(self, engine: Engine) -> None:
+        """Save at every `interval`-th epoch, and leave where a stop was agreed on at the epoch's last iteration."""
+        # a signal that came since then is one process's own: all of them hear of it at the next iteration
+        stop = self._stop_agreed and engine.state.epoch < (engine.state.max_epochs or 0)
+        if stop or engine.state.epoch % self.interval == 0:
+            self.save(engine)
+        if stop:
+            engine.terminate()
 
     def _told_to_stop(self, engine: Any) -> bool:
         if not (dist.is_available() and dist.is_initialized()):
@@ -168,6 +180,16 @@ class TrainingCheckpoint:
             self._previous_handler = None
 
 
+def own_process_group(worker_id: int) -> None:
+    """`worker_init_fn` of a data loader: a signal to the run's process group is the main process's to handle.
+
+    `timeout` and shells send SIGTERM to the whole group. Workers that died of it would end the run with an error before
+    its checkpoint is written. They still end with the main process, and when it terminates them.
+    """
+    if hasattr(os, "setpgrp"):  # absent on Windows
+        os.setpgrp()
+
+
 class ExportEncoder:
     """Writes the encoder alone, with its own keys and a record of where it comes from, when a run is complete.
 
@@ -188,6 +210,8 @@ class ExportEncoder:
     def __call__(self, engine: Engine) -> None:
         """Write the file; only the first process does."""
         if process_rank() == 0:
-            record = {**self.provenance, "epochs": engine.state.epoch, "iterations": engine.state.iteration}
+            versions = {module.__name__: str(module.__version__) for module in (anatomy_ssl, monai, torch)}
+            place = {"epochs": engine.state.epoch, "iterations": engine.state.iteration}
+            record = {**self.provenance, **place, "versions": versions}
             atomic_save({"model": self.encoder.state_dict(), "provenance": record}, self.path)
             logger.info("wrote the encoder to %s", self.path)

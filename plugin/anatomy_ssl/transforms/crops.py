@@ -131,7 +131,7 @@ class RandPhysicalCropsd(Randomizable, MapTransform):
         position_key: where the centre goes.
 
     Raises:
-        BadImageError: when a volume is smaller than the crop.
+        BadImageError: when a volume is smaller than the crop, or the volumes of two keys do not cover the same place.
 
     Example:
         `RandPhysicalCropsd("image", (32, 32, 32), num_samples=16, spacing=(2.0, 2.0, 2.0), candidates="foreground")`
@@ -177,6 +177,16 @@ class RandPhysicalCropsd(Randomizable, MapTransform):
         points = torch.stack([sets[names[i]][int(u * len(sets[names[i]]))] for i, u in zip(drawn, rows)])
         return points + torch.from_numpy(self.R.uniform(-self.jitter, self.jitter, tuple(points.shape))).float()
 
+    def check_same_place(
+        self, reference: MetaTensor, other: MetaTensor, centres: torch.Tensor, position: torch.Tensor
+    ) -> None:
+        """Refuse a label map whose crops would lie elsewhere, or cover another extent, than the image's."""
+        apart = float((position - centres).abs().max())
+        same_voxels = torch.allclose(reference.affine[:-1, :-1], other.affine[:-1, :-1], atol=1e-3)
+        if apart > 0.1 or (self.spacing is None and not same_voxels):
+            path, image = (v.meta.get("filename_or_obj", "volume") for v in (other, reference))
+            raise BadImageError(path, f"does not lie on the voxel grid of {image}: resample it, or leave the image out")
+
     def __call__(self, data: Mapping[Hashable, Any]) -> list[dict[Hashable, Any]]:
         """Crop every key at the same random places."""
         d = dict(data)
@@ -187,6 +197,8 @@ class RandPhysicalCropsd(Randomizable, MapTransform):
             crops[key], position = crops_at(d[key], centres, self.roi_size, self.spacing, mode)
             if i == 0:
                 centres = position
+            else:
+                self.check_same_place(reference, d[key], centres, position)
         shared = {k: as_value(v) for k, v in d.items() if k not in crops and k not in self.candidates and keep(v)}
         shared["crop_spacing"] = torch.as_tensor(reference.pixdim if self.spacing is None else self.spacing).float()
         return [
