@@ -54,7 +54,16 @@ def test_everything_is_a_plain_tensor() -> None:
     assert {type(x) for x in (*seen, *images, *targets.values())} == {torch.Tensor}
     assert torch.equal(images[1], images[0] + 1)
     assert targets["volume"].tolist() == [1, 2]
-    assert set(targets) == {"position", "subject", "volume"}
+    assert set(targets) == {"position", "subject", "scan", "volume"}
+
+
+def test_two_scans_of_a_patient_are_two_frames() -> None:
+    """Their positions cannot be compared, so no distance is learned between them."""
+    _, targets = PrepareViews()(batch(subject=["p", "p"], source=["chest.nii", "abdomen.nii"]), "cpu")
+    assert targets["subject"].unique().numel() == 1
+    assert targets["scan"].unique().numel() == 2
+    _, targets = PrepareViews()(batch(subject=["p", "q"]), "cpu")
+    assert torch.equal(targets["scan"], targets["subject"])
 
 
 def test_views_are_made_on_the_device() -> None:

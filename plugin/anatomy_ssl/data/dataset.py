@@ -125,7 +125,8 @@ class ScanDataset(CacheDataset):
         if not isinstance(index, int):
             return super().__getitem__(index)
         if isinstance(self.transform, Randomizable):
-            sequence = np.random.SeedSequence([self.seed, epoch, index])
+            # four words of fixed width: NumPy drops leading zeros of larger ones, and two items would draw alike
+            sequence = np.random.SeedSequence([self.seed, epoch & 0xFFFFFFFF, epoch >> 32, index])
             self.transform.set_random_state(seed=int(sequence.generate_state(1)[0]))
         try:
             return super().__getitem__(index)

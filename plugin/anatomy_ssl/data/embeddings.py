@@ -84,6 +84,11 @@ class Embeddings:
         """
         return self.position - self.origin
 
+    @property
+    def scan(self) -> np.ndarray:
+        """`(N,)` what shares a frame: the image of each crop, or its subject where images are not known."""
+        return np.where(self.image == "", self.subject, self.image)
+
     def select(self, rows: np.ndarray) -> Embeddings:
         """The given rows only.
 

@@ -20,7 +20,8 @@ class PrepareViews:
 
     A call returns the views `(N, C, *roi_size)`, one tensor or a list, and the targets: `position` `(N, D)` float32 mm,
     relative to the patient's `origin` where the batch has one (positions can then be compared across patients;
-    distances within a patient do not change), `subject` `(N,)` int64, and `target_keys`.
+    distances within a scan do not change), `subject` and `scan` `(N,)` int64, and `target_keys`. Two scans of a patient
+    have frames of their own, so distances are learned within scans; `scan` is the batch's `source`, or the subject.
     """
 
     def __init__(
@@ -49,6 +50,10 @@ class PrepareViews:
         position = torch.as_tensor(batch["position"])
         if "origin" in batch:
             position = position - torch.as_tensor(batch["origin"])
-        targets = {"position": to_device(position.float()), "subject": to_device(subject_ids(batch["subject"]))}
+        targets = {
+            "position": to_device(position.float()),
+            "subject": to_device(subject_ids(batch["subject"])),
+            "scan": to_device(subject_ids(batch.get("source", batch["subject"]))),
+        }
         targets.update({key: to_device(batch[key]) for key in self.target_keys})
         return (images if self.views is None else self.views(images)), targets

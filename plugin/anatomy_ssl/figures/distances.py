@@ -32,7 +32,7 @@ def distance_differences(
     Raises:
         ValueError: no subject has two crops.
     """
-    i, j = subject_pairs(emb.subject, max_pairs=max_pairs, seed=seed)
+    i, j = subject_pairs(emb.scan, max_pairs=max_pairs, seed=seed)
     if not len(i):
         raise ValueError("No subject has two crops, so there are no distances within a subject to draw.")
     latent, physical = pair_distances(emb.embedding, i, j), pair_distances(emb.position, i, j)

@@ -46,7 +46,8 @@ class PhysicalDistanceLoss(nn.Module):
         Args:
             embedding: `(N, F)` floating. NaN or infinity in it gives a loss that is not finite.
             position: `(N, D)` crop centres, world mm (RAS+).
-            subject: `(N,)` integers, which patient each crop is of, in any order; on the CPU it saves waiting for the
+            subject: `(N,)` integers, which patient (or scan, where scans of one patient have frames of their own) each
+                crop is of, in any order; on the CPU it saves waiting for the
                 device. Needed for `same_subject`, whose pairs are formed within a process: all crops of a patient in
                 a batch belong in one process.
 

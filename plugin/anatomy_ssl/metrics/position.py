@@ -66,7 +66,7 @@ def rho_per_subject(emb: Embeddings, max_pairs: int = MAX_PAIRS, seed: int = 0) 
     for name in np.unique(emb.subject):
         part = emb.select(emb.subject == name)
         if len(part) >= 3:
-            i, j = subject_pairs(part.subject, max_pairs=max_pairs, seed=seed)
+            i, j = subject_pairs(part.scan, max_pairs=max_pairs, seed=seed)
             rho[str(name)] = _spearman(pair_distances(part.embedding, i, j), pair_distances(part.position, i, j))
     return rho
 
@@ -74,7 +74,7 @@ def rho_per_subject(emb: Embeddings, max_pairs: int = MAX_PAIRS, seed: int = 0) 
 def rho_within(emb: Embeddings, max_pairs: int = MAX_PAIRS, seed: int = 0) -> float:
     """Mean over the subjects of `rho_per_subject`, so that each patient counts once whatever its crops and size.
 
-    Crops of two images of one subject are compared too, so these must share a frame (series of one examination do).
+    Pairs are of one image, since two images of a subject need not share a frame.
     NaN where it is undefined for every subject; a subject for which it is undefined does not count.
     """
     values = np.array(list(rho_per_subject(emb, max_pairs, seed).values()))
