@@ -13,8 +13,9 @@ from monai.networks.nets import DenseNet121, SegResNetDS
 from monai.networks.nets.segresnet_ds import SegResEncoder
 from torch import nn
 
+from anatomy_ssl.data.atomic import atomic_save
 from anatomy_ssl.networks import EncoderWithHeads, PooledEncoder
-from anatomy_ssl.weights import export_encoder, fingerprint, load_pretrained, pretrained, read_state
+from anatomy_ssl.weights import check_recipe, export_encoder, fingerprint, load_pretrained, pretrained, read_state
 
 PROVENANCE = {"method": "isimed", "seed": 0, "epochs": 2, "versions": {"torch": "2"}}
 
@@ -231,3 +232,14 @@ def test_fingerprint_depends_on_content_alone() -> None:
     for bad in ({1, 2}, float("nan"), torch.zeros(1)):
         with pytest.raises(ValueError, match="JSON"):
             fingerprint({"bad": bad})
+
+
+def test_other_crops_than_in_training_are_refused(tmp_path: Path) -> None:
+    """Embeddings of crops at another spacing would be plausible and wrong."""
+    network = torch.nn.Linear(2, 2)
+    atomic_save({"model": network.state_dict(), "provenance": {"crop_spacing": [6.0] * 3}}, tmp_path / "encoder.pt")
+    pretrained(network, tmp_path / "encoder.pt", recipe={"crop_spacing": [6.0] * 3, "unknown": 1})
+    with pytest.raises(ValueError, match=r"crop_spacing \[6.0, 6.0, 6.0\], this run has None: give --crop_spacing"):
+        pretrained(network, tmp_path / "encoder.pt", recipe={"crop_spacing": None})
+    atomic_save(network.state_dict(), tmp_path / "plain.pt")
+    check_recipe(tmp_path / "plain.pt", {"crop_spacing": None})

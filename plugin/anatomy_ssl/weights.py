@@ -20,7 +20,7 @@ from torch import nn
 
 from .data.atomic import atomic_save
 
-__all__ = ["LoadReport", "export_encoder", "fingerprint", "load_pretrained", "pretrained", "read_state"]
+__all__ = ["LoadReport", "check_recipe", "export_encoder", "fingerprint", "load_pretrained", "pretrained", "read_state"]
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +106,7 @@ def pretrained(
     module: str = "",
     prefix: str | None = None,
     minimum_share: float = 0.9,
+    recipe: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Build a network with weights from a file: for `_target_` around a network in a config.
 
@@ -118,16 +119,19 @@ def pretrained(
         module: name of the part to fill (`swinViT`, `vit`, `encoder`); "" for the whole network.
         prefix: see `load_pretrained`.
         minimum_share: see `load_pretrained`; counted within `module`.
+        recipe: see `check_recipe`; None does not check.
 
     Returns:
         The same network.
 
     Raises:
         FileNotFoundError: see `load_pretrained`.
-        ValueError: see `load_pretrained`, or if the network has no such part.
+        ValueError: see `load_pretrained` and `check_recipe`, or if the network has no such part.
     """
     if path is None or str(path) == "":
         return network
+    if recipe is not None:
+        check_recipe(path, recipe)
     try:
         part = network.get_submodule(module)
     except AttributeError as error:
@@ -137,6 +141,26 @@ def pretrained(
         ) from error
     load_pretrained(part, path, prefix=prefix, minimum_share=minimum_share)
     return network
+
+
+def check_recipe(path: str | os.PathLike[str], recipe: Mapping[str, Any]) -> None:
+    """Refuse to feed an encoder with other crops than it was trained on, which would give plausible, wrong numbers.
+
+    Args:
+        path: a file of `ExportEncoder`; files without a record pass.
+        recipe: what this run uses, by the names of the record: `crop_size`, `crop_spacing`, `channels`, ...
+
+    Raises:
+        ValueError: names the first difference.
+    """
+    record = _read(path)
+    record = record.get("provenance", {}) if isinstance(record, Mapping) else {}
+    for name, value in recipe.items():
+        if name in record and _canonical(record[name]) != _canonical(value):
+            raise ValueError(
+                f'{path} was trained with {name} {record[name]}, this run has {value}: give --{name} "{record[name]}", or '
+                "the overlay that it was trained with"
+            )
 
 
 def export_encoder(

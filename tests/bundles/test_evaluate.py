@@ -15,6 +15,7 @@ from anatomy_ssl.data.embeddings import Embeddings
 from tests.bundles.runs import run
 
 COLUMNS = ["rho_within", "rho_across", "r2", "median_error_mm", "rankme"]
+METHODS = ["trained", "random_0", "random_1", "random_2"]
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -87,12 +88,12 @@ def test_probe(mode: str, encoder: Path, cohort: Path, tmp_path: Path) -> None:
     seen = {(row["method"], int(row["fold"]), row["metric"]) for row in rows}
     for metric in ("auc", "spearman"):
         assert {s for s in seen if s[2] == metric} == {
-            (method, fold, metric) for method in ("trained", "random_0") for fold in range(3)
+            (method, fold, metric) for method in METHODS for fold in range(3)
         }
         tests = table(folder / f"probe_{metric}.csv")
-        assert [row["method"] for row in tests] == ["trained", "random_0"]
+        assert [row["method"] for row in tests] == METHODS
         assert {"folds", "mean", "sd", "against", "difference", "ci_low", "ci_high", "t", "p"} <= set(tests[0])
-        assert tests[1]["against"] == "trained"
+        assert [row["against"] for row in tests] == ["", *["trained"] * 3]
         assert (folder / f"probe_{metric}.png").stat().st_size > 1000
     crops = Embeddings.load(folder / "embeddings_probe_trained.npz")
     assert len(crops.embedding) == 8 * 8

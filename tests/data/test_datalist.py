@@ -395,3 +395,25 @@ class TestRealData:
 
 def test_public_names_are_there():
     assert all(hasattr(module, name) for name in module.__all__)
+
+
+def test_an_empty_validation_list_is_as_none(tmp_path: Path) -> None:
+    """The form that the documentation shows."""
+    for i in range(4):
+        (tmp_path / f"p{i}.nii.gz").touch()
+    items = [{"image": f"p{i}.nii.gz", "subject": f"p{i}"} for i in range(4)]
+    (tmp_path / "list.json").write_text(json.dumps({"training": items, "validation": [], "test": []}))
+    assert len(load_datalist(tmp_path / "list.json", "validation")) == 1
+    assert len(load_datalist(tmp_path / "list.json", "training")) == 3
+    assert len(load_datalist(tmp_path / "list.json", "all")) == 4
+
+
+def test_origins_are_given_to_all_or_none(tmp_path: Path) -> None:
+    """Positions of the others would be in another frame."""
+    for i in range(4):
+        (tmp_path / f"p{i}.nii.gz").touch()
+    items = [{"image": f"p{i}.nii.gz", "subject": f"p{i}"} for i in range(4)]
+    items[0]["origin"] = [1.0, 2.0, 3.0]
+    (tmp_path / "list.json").write_text(json.dumps({"training": items}))
+    with pytest.raises(ValueError, match="has no `origin`, as"):
+        load_datalist(tmp_path / "list.json", "all")

@@ -100,6 +100,16 @@ def test_scaled_gradients_are_clipped_in_their_true_size() -> None:
         assert torch.allclose(old - new, gradient, atol=1e-7)
 
 
+def test_gradients_that_are_not_finite_stop_before_the_weights_change() -> None:
+    """A finite loss may have them; a scaler skips such steps by itself."""
+    network = nn.Linear(2, 1)
+    for parameter in network.parameters():
+        parameter.grad = torch.full_like(parameter, torch.inf)
+    engine = SimpleNamespace(scaler=None, state=SimpleNamespace(epoch=3, iteration=7))
+    with pytest.raises(FloatingPointError, match="epoch 3, iteration 7"):
+        ClipGradients(network.parameters(), 1.0)(engine)
+
+
 def test_curves_show_the_mean_of_each_term_over_the_epoch() -> None:
     """Of all iterations, afresh in each epoch."""
     loss = two_terms()

@@ -75,7 +75,7 @@ def load_datalist(
         splits = check_patients(splits, str(source))
     if split == "all":
         splits["all"] = [item for items in splits.values() for item in items]
-    if "validation" not in splits and splits.get("training") and split in ("training", "validation"):
+    if not splits.get("validation") and splits.get("training") and split in ("training", "validation"):
         splits |= _hold_out(splits["training"], validation_fraction, seed, source)
     if not splits.get(split):
         raise ValueError(

@@ -32,7 +32,7 @@ _SEGMENTATION_WORD = re.compile(
     re.IGNORECASE,
 )
 _SEGMENTATION_FOLDER = re.compile(
-    r"(?:labels?|masks?|seg(?:mentation)?s?|annotations?|ground[_-]?truths?)(?:T[rs]|Va)?", re.I
+    r"(?:labels?|masks?|seg(?:mentation)?s?|annotations?|ground[_-]?truths?|lesions?|organs?|rois?)(?:T[rs]|Va)?", re.I
 )
 # A name without digits, or an MR sequence such as t1 or T2w, says what the image is, not whose.
 _ROLE = re.compile(r"(?:\D|(?<![^\W_])t[12](?!\d))*", re.IGNORECASE)

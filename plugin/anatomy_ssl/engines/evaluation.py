@@ -16,7 +16,7 @@ from anatomy_ssl.figures.draw import draw_figures
 from anatomy_ssl.metrics.position import position_table
 from anatomy_ssl.metrics.statistics import mean_sd
 from anatomy_ssl.metrics.tables import markdown_table, write_table
-from anatomy_ssl.weights import load_pretrained
+from anatomy_ssl.weights import check_recipe, load_pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ class PositionEvaluation:
         train_loader: crops of the training patients.
         test_loader: crops of held-out patients.
         output_dir: where tables, embeddings and figures go.
+        recipe: crop size, spacing and channels of the loaders' crops, compared with the checkpoints' records.
         device: where the encoders run.
         figures: which figures to draw of each method and of the first random encoder; an empty list draws none.
     """
@@ -46,6 +47,7 @@ class PositionEvaluation:
         train_loader: Iterable[dict[str, Any]],
         test_loader: Iterable[dict[str, Any]],
         output_dir: str,
+        recipe: Mapping[str, Any] | None = None,
         device: str | torch.device = "cpu",
         figures: Sequence[str] = ("distances", "umap", "pca"),
     ) -> None:
@@ -53,6 +55,7 @@ class PositionEvaluation:
             raise ValueError("random_encoders is empty: a result means nothing without the row of random encoders")
         self.encoders = {name: copy.deepcopy(encoder) for name in checkpoints}
         for name, path in checkpoints.items():
+            check_recipe(path, recipe or {})
             logger.info("%s: %s", name, load_pretrained(self.encoders[name], path))
         self.random_encoders = list(random_encoders)
         self.loaders = {"training": train_loader, "test": test_loader}

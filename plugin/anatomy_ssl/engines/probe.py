@@ -22,7 +22,7 @@ from anatomy_ssl.figures.probes import auc_per_fold
 from anatomy_ssl.metrics.probe import cross_validate, linear_probe, probe_rows, read_probe
 from anatomy_ssl.metrics.statistics import comparison_table
 from anatomy_ssl.metrics.tables import markdown_table, write_table
-from anatomy_ssl.weights import load_pretrained
+from anatomy_ssl.weights import check_recipe, load_pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ class LesionProbe:
         random_encoders: freshly initialised encoders, at least one; rows beside the trained ones.
         loader: crops with `lesion_volume` in mm^3, of patients that no method was trained on.
         output_dir: for `probe.csv` (method, fold, metric, value), the tests and the figures.
+        recipe: crop size, spacing and channels of the loader's crops, compared with the checkpoints' records.
         device: where encoders run.
         mode: "frozen" (linear head on embeddings) or "finetune" (encoder and head).
         tasks: of "classification" (does the crop hold lesion voxels) and "regression" (of log(1 + volume)).
@@ -60,6 +61,7 @@ class LesionProbe:
         random_encoders: Sequence[nn.Module],
         loader: Iterable[dict[str, Any]],
         output_dir: str,
+        recipe: Mapping[str, Any] | None = None,
         device: str | torch.device = "cpu",
         mode: str = "frozen",
         tasks: Sequence[str] = tuple(TASKS),
@@ -77,6 +79,7 @@ class LesionProbe:
             raise ValueError("random_encoders is empty: a result means nothing without the row of random encoders")
         self.encoders = {name: copy.deepcopy(encoder) for name in checkpoints}
         for name, path in checkpoints.items():
+            check_recipe(path, recipe or {})
             logger.info("%s: %s", name, load_pretrained(self.encoders[name], path))
         self.encoders.update({f"random_{i}": net for i, net in enumerate(random_encoders)})
         self.loader, self.output_dir, self.device, self.mode = loader, Path(output_dir), device, mode

@@ -113,7 +113,11 @@ class TrainingCheckpoint:
                 f"{engine.state.epoch_length}: resume with the same data, batch size and number of processes"
             )
         for name, item in self.objects.items():
-            item.load_state_dict(checkpoint[name])
+            try:
+                item.load_state_dict(checkpoint[name])
+            except (RuntimeError, ValueError, KeyError) as error:
+                cause = " ".join(str(error).split())[:300]
+                raise ValueError(f"the {name} of {self.path} does not fit this configuration: {cause}") from error
         if checkpoint.get("scaler") and engine.scaler is not None:
             engine.scaler.load_state_dict(checkpoint["scaler"])
         engine.state.iteration = progress["iteration"]

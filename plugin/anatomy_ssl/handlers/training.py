@@ -65,6 +65,9 @@ class ClipGradients:
     Args:
         parameters: of the network.
         max_norm: Euclidean norm over all gradients; None leaves them.
+
+    Raises:
+        FloatingPointError: when gradients are not finite and no gradient scaler skips the step.
     """
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter], max_norm: float | None) -> None:
@@ -80,7 +83,13 @@ class ClipGradients:
             return
         if engine.scaler is not None:
             engine.scaler.unscale_(engine.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.max_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_norm)
+        # under gradient scaling such steps are normal, and skipped
+        if engine.scaler is None and not torch.isfinite(norm):
+            raise FloatingPointError(
+                f"the gradients are not finite at epoch {engine.state.epoch}, iteration {engine.state.iteration}, "
+                "though the loss is. The weights are not touched; lower the learning rate, or train without half precision"
+            )
 
 
 class LossTerms:
