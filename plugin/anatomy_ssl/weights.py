@@ -158,8 +158,8 @@ def check_recipe(path: str | os.PathLike[str], recipe: Mapping[str, Any]) -> Non
     for name, value in recipe.items():
         if name in record and _canonical(record[name]) != _canonical(value):
             raise ValueError(
-                f'{path} was trained with {name} {record[name]}, this run has {value}: give --{name} "{record[name]}", or '
-                "the overlay that it was trained with"
+                f"{path} was trained with {name} {record[name]}, this run has {value}: give --{name} "
+                f'"{record[name]}", or the overlay that it was trained with'
             )
 
 
