@@ -57,6 +57,8 @@ def bad_files(write, tmp_path: Path) -> dict[str, tuple[str, str]]:
     whole = bytearray(Path(damaged).read_bytes())
     whole[len(whole) // 2 : len(whole) // 2 + 50] = bytes(50)
     Path(damaged).write_bytes(whole)
+    empty = tmp_path / "empty.nii"
+    empty.touch()
     garbage = tmp_path / "garbage.nii.gz"
     garbage.write_bytes(b"not an image at all" * 40)
     nan = smooth_volume((8, 8, 8)).astype(np.float32)
@@ -70,6 +72,7 @@ def bad_files(write, tmp_path: Path) -> dict[str, tuple[str, str]]:
         "truncated": (truncated, "truncated"),
         "damaged": (damaged, "cannot be read"),
         "garbage": (str(garbage), "cannot be read"),
+        "empty": (str(empty), "cannot be read"),
         "4d": (write("series.nii.gz", np.stack([smooth_volume((8, 8, 8))] * 3, -1)), "3 channels"),
         "2d": (write("flat.nii.gz", smooth_volume((8, 8))), "2 spatial axes"),
         "nan": (write("nan.nii.gz", nan), "2 of its voxels are NaN or infinite"),
@@ -80,7 +83,8 @@ def bad_files(write, tmp_path: Path) -> dict[str, tuple[str, str]]:
 
 
 @pytest.mark.parametrize(
-    "fault", ["missing", "truncated", "damaged", "garbage", "4d", "2d", "nan", "sheared", "zero spacing", "singular"]
+    "fault",
+    ["missing", "truncated", "damaged", "garbage", "empty", "4d", "2d", "nan", "sheared", "zero spacing", "singular"],
 )
 def test_bad_file_gives_one_line_with_file_and_cause(fault: str, write_nifti, tmp_path: Path) -> None:
     """And nothing else."""

@@ -86,8 +86,8 @@ class Embeddings:
 
     @property
     def scan(self) -> np.ndarray:
-        """`(N,)` what shares a frame: the image of each crop, or its subject where images are not known."""
-        return np.where(self.image == "", self.subject, self.image)
+        """`(N,)` what shares a frame: each image of each subject."""
+        return np.char.add(np.char.add(self.subject, "\n"), self.image)
 
     def select(self, rows: np.ndarray) -> Embeddings:
         """The given rows only.

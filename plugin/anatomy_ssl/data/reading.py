@@ -153,7 +153,8 @@ def read_image(path: PathLike | Sequence[PathLike]) -> MetaTensor:
         if name.endswith(_NIFTI):
             check_gzip(file)
             # MONAI mends headers whose spacing and affine disagree; an affine that places nothing must not get so far
-            problem = check_affine(nib.Nifti1Image.from_filename(file).affine, 3)
+            header: Any = nib.load(file)
+            problem = check_affine(header.affine, 3)
             if problem:
                 raise BadImageError(path, problem)
         return _loader()(path, reader=reader)

@@ -88,7 +88,7 @@ class ClipGradients:
         if engine.scaler is None and not torch.isfinite(norm):
             raise FloatingPointError(
                 f"the gradients are not finite at epoch {engine.state.epoch}, iteration {engine.state.iteration}, "
-                "though the loss is. The weights are not touched; lower the learning rate or train without half precision"
+                "though the loss is. The weights are not touched; lower the learning rate, or train in full precision"
             )
 
 
