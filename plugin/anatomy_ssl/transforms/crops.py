@@ -200,7 +200,9 @@ class RandPhysicalCropsd(Randomizable, MapTransform):
             else:
                 self.check_same_place(reference, d[key], centres, position)
         shared = {k: as_value(v) for k, v in d.items() if k not in crops and k not in self.candidates and keep(v)}
-        shared["crop_spacing"] = torch.as_tensor(reference.pixdim if self.spacing is None else self.spacing).float()
+        shared["crop_spacing"] = torch.as_tensor(
+            reference.pixdim[: reference.ndim - 1] if self.spacing is None else self.spacing
+        ).float()
         return [
             {**shared, **{key: crop[i] for key, crop in crops.items()}, self.position_key: centres[i]}
             for i in range(self.num_samples)

@@ -92,7 +92,7 @@ class ForegroundPointsd(MapTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             image: MetaTensor = d[key]
-            stride = [max(1, round(self.step / float(s))) for s in image.pixdim]
+            stride = [max(1, round(self.step / float(s))) for s in image.pixdim[: image.ndim - 1]]
             grid = image.as_tensor()[0][tuple(slice(s // 2, None, s) for s in stride)].numpy()
             index = np.argwhere(body_mask(grid, self.threshold))
             if len(index) == 0:
