@@ -6,9 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import pickle
-import re
-import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .data.atomic import atomic_save
+from .data.atomic import atomic_save, safe_load
 
 __all__ = ["LoadReport", "check_recipe", "export_encoder", "fingerprint", "load_pretrained", "pretrained", "read_state"]
 
@@ -153,7 +150,7 @@ def check_recipe(path: str | os.PathLike[str], recipe: Mapping[str, Any]) -> Non
     Raises:
         ValueError: names the first difference.
     """
-    record = _read(path)
+    record = safe_load(path)
     record = record.get("provenance", {}) if isinstance(record, Mapping) else {}
     for name, value in recipe.items():
         if name in record and _canonical(record[name]) != _canonical(value):
@@ -224,7 +221,7 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is damaged, holds pickled objects, or holds no state dict at these places.
     """
-    content = _read(path)
+    content = safe_load(path)
     for key in STATE_KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -237,36 +234,6 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
             "save model.state_dict() under one of these names"
         )
     return {name.removeprefix("module."): tensor for name, tensor in named.items()}
-
-
-def _read(path: str | os.PathLike[str]) -> Any:
-    """`torch.load` with errors that say what is wrong with the file."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no weights at {path}: check the path, or leave it empty to start from random weights")
-    try:
-        damaged = _bad_sum(path)
-        content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
-        if found:
-            raise ValueError(
-                f"{path} holds a pickled {found.group(1)}, which could run code: re-save its tensors alone with "
-                "torch.save(model.state_dict(), ...)"
-            ) from error
-        damaged = type(error).__name__
-    except Exception as error:  # RuntimeError, OSError, EOFError, KeyError and others, depending on where the bytes end
-        damaged = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no content'}"
-    if damaged:
-        raise ValueError(f"{path} is damaged or not written by torch.save ({damaged}): copy or download it again")
-    return content
-
-
-def _bad_sum(path: str | os.PathLike[str]) -> str | None:
-    """Name the first entry of a zip file whose checksum is wrong: torch.load would return flipped bytes as weights."""
-    if not zipfile.is_zipfile(path):
-        return None
-    with zipfile.ZipFile(path) as archive:
-        return archive.testzip()
 
 
 def _find_prefix(

@@ -226,3 +226,11 @@ def test_the_exported_encoder_has_its_own_names_and_a_record(tmp_path: Path) -> 
 
 def _absent(path: Path) -> None:
     assert not path.exists()
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    """With one line, not with torch's account of the bytes."""
+    (tmp_path / "checkpoint.pt").write_bytes(b"half a checkpoint")
+    handler = TrainingCheckpoint(str(tmp_path), {"model": nn.Linear(1, 1)}, resume=True)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged"):
+        handler.load(None)

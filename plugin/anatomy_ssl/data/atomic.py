@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import pickle
+import re
 import uuid
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +14,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-__all__ = ["atomic_save", "atomic_write"]
+__all__ = ["atomic_save", "atomic_write", "safe_load"]
 
 
 @contextmanager
@@ -52,3 +55,38 @@ def atomic_save(obj: Any, path: str | os.PathLike[str]) -> None:
     """
     with atomic_write(path) as file:
         torch.save(obj, file)
+
+
+def safe_load(path: str | os.PathLike[str]) -> Any:
+    """`torch.load` to the CPU, of tensors and plain values only, with errors that say what is wrong with the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, is none of `torch.save`, or holds pickled objects.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no weights at {path}: check the path, or leave it empty to start from random weights")
+    try:
+        damaged = _bad_sum(path)
+        content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        if found:
+            raise ValueError(
+                f"{path} holds a pickled {found.group(1)}, which could run code: re-save its tensors alone with "
+                "torch.save(model.state_dict(), ...)"
+            ) from error
+        damaged = type(error).__name__
+    except Exception as error:  # RuntimeError, OSError, EOFError, KeyError and others, depending on where the bytes end
+        damaged = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no content'}"
+    if damaged:
+        raise ValueError(f"{path} is damaged or not written by torch.save ({damaged}): copy or download it again")
+    return content
+
+
+def _bad_sum(path: str | os.PathLike[str]) -> str | None:
+    """Name the first entry of a zip file whose checksum is wrong: torch.load would return flipped bytes as weights."""
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip()

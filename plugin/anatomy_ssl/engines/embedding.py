@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import copy
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,27 @@ from monai.networks.utils import eval_mode
 from monai.utils import convert_to_numpy
 
 from anatomy_ssl.data.embeddings import Embeddings
+from anatomy_ssl.weights import check_recipe, load_pretrained
+
+logger = logging.getLogger(__name__)
+
+
+def load_encoders(
+    encoder: torch.nn.Module, checkpoints: Mapping[str, str], recipe: Mapping[str, Any] | None = None
+) -> dict[str, torch.nn.Module]:
+    """Copies of an encoder with the weights of several methods.
+
+    Args:
+        encoder: the architecture; left as it is.
+        checkpoints: name of the method -> file with its weights.
+        recipe: crops that the encoders will see, compared with the files' records (`weights.check_recipe`).
+    """
+    encoders = {}
+    for name, path in checkpoints.items():
+        check_recipe(path, recipe or {})
+        encoders[name] = copy.deepcopy(encoder)
+        logger.info("%s: %s", name, load_pretrained(encoders[name], path))
+    return encoders
 
 
 def embed_crops(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import Any
 import torch
 
 from anatomy_ssl.data.embeddings import Embeddings
-from anatomy_ssl.engines.embedding import embed_crops
+from anatomy_ssl.engines.embedding import embed_crops, load_encoders
 from anatomy_ssl.figures.draw import draw_figures
 from anatomy_ssl.metrics.position import position_table
 from anatomy_ssl.metrics.statistics import mean_sd
 from anatomy_ssl.metrics.tables import markdown_table, write_table
-from anatomy_ssl.weights import check_recipe, load_pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +51,7 @@ class PositionEvaluation:
     ) -> None:
         if not random_encoders:
             raise ValueError("random_encoders is empty: a result means nothing without the row of random encoders")
-        self.encoders = {name: copy.deepcopy(encoder) for name in checkpoints}
-        for name, path in checkpoints.items():
-            check_recipe(path, recipe or {})
-            logger.info("%s: %s", name, load_pretrained(self.encoders[name], path))
+        self.encoders = load_encoders(encoder, checkpoints, recipe)
         self.random_encoders = list(random_encoders)
         self.loaders = {"training": train_loader, "test": test_loader}
         self.output_dir, self.device, self.figures = Path(output_dir), device, list(figures)

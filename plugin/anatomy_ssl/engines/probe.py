@@ -17,12 +17,11 @@ from monai.utils import set_determinism
 from torch import nn
 
 from anatomy_ssl.data.embeddings import Embeddings
-from anatomy_ssl.engines.embedding import embed_crops
+from anatomy_ssl.engines.embedding import embed_crops, load_encoders
 from anatomy_ssl.figures.probes import auc_per_fold
 from anatomy_ssl.metrics.probe import cross_validate, linear_probe, probe_rows, read_probe
 from anatomy_ssl.metrics.statistics import comparison_table
 from anatomy_ssl.metrics.tables import markdown_table, write_table
-from anatomy_ssl.weights import check_recipe, load_pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -77,10 +76,7 @@ class LesionProbe:
             )
         if not random_encoders:
             raise ValueError("random_encoders is empty: a result means nothing without the row of random encoders")
-        self.encoders = {name: copy.deepcopy(encoder) for name in checkpoints}
-        for name, path in checkpoints.items():
-            check_recipe(path, recipe or {})
-            logger.info("%s: %s", name, load_pretrained(self.encoders[name], path))
+        self.encoders = load_encoders(encoder, checkpoints, recipe)
         self.encoders.update({f"random_{i}": net for i, net in enumerate(random_encoders)})
         self.loader, self.output_dir, self.device, self.mode = loader, Path(output_dir), device, mode
         self.tasks, self.folds, self.epochs, self.seed = list(tasks), folds, epochs, seed

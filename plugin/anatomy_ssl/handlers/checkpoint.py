@@ -15,7 +15,7 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 
 import anatomy_ssl
-from anatomy_ssl.data.atomic import atomic_save
+from anatomy_ssl.data.atomic import atomic_save, safe_load
 from anatomy_ssl.data.sampler import EpochSampler
 from anatomy_ssl.handlers.training import process_rank
 
@@ -102,7 +102,7 @@ class TrainingCheckpoint:
 
     def load(self, engine: Any) -> None:
         """Restore every object and the place in the run."""
-        checkpoint = torch.load(self.path, map_location="cpu", weights_only=True)
+        checkpoint = safe_load(self.path)
         missing = [name for name in (*self.objects, "progress") if name not in checkpoint]
         progress = checkpoint.get("progress", {})
         if missing:
