@@ -231,6 +231,6 @@ def _absent(path: Path) -> None:
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     """With one line, not with torch's account of the bytes."""
     (tmp_path / "checkpoint.pt").write_bytes(b"half a checkpoint")
-    handler = TrainingCheckpoint(str(tmp_path), {"model": nn.Linear(1, 1)}, resume=True)
+    handler = TrainingCheckpoint(str(tmp_path), {"model": torch.nn.Linear(1, 1)}, resume=True)
     with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged"):
         handler.load(None)
