@@ -154,9 +154,11 @@ def check_recipe(path: str | os.PathLike[str], recipe: Mapping[str, Any]) -> Non
     record = record.get("provenance", {}) if isinstance(record, Mapping) else {}
     for name, value in recipe.items():
         if name in record and _canonical(record[name]) != _canonical(value):
+            # MONAI's command line drops a plain None
+            wanted = "'$None'" if record[name] is None else f'"{record[name]}"'
             raise ValueError(
-                f"{path} was trained with {name} {record[name]}, this run has {value}: give --{name} "
-                f'"{record[name]}", or the overlay that it was trained with'
+                f"{path} was trained with {name} {record[name]}, this run has {value}: give --{name} {wanted}, or the "
+                "overlay that it was trained with"
             )
 
 

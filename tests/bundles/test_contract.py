@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import run as bundle_run
 
 from tests.bundles.runs import CONFIGS, TINY
 
@@ -128,3 +129,13 @@ def test_every_overlay_says_what_it_is() -> None:
             own = {"barlow_weight", "feature_size", "lesion_key", "folds"}
             unknown = [key for key in raw(file.name) if key.lstrip("+") not in known and key not in own]
             assert not unknown, file.name
+
+
+def test_null_on_the_command_line_is_an_expression(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MONAI drops a plain None; the form that pretrain.yaml names replaces a value by null."""
+    seen: list[Any] = []
+    monkeypatch.setattr(ConfigWorkflow, "run", lambda self: seen.append(self.parser.get_parsed_content("crop_spacing")))
+    files = [str(CONFIGS / "pretrain.yaml"), str(CONFIGS / "encoder_small.yaml")]
+    for given in (None, "$None"):
+        bundle_run("training", config_file=files, crop_spacing=given, initialize=[])
+    assert seen == [[4.0, 4.0, 4.0], None]
