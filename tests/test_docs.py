@@ -17,10 +17,19 @@ CONFIGS = ROOT / "bundles" / "isimed" / "configs"
 
 
 def commands(page: Path) -> list[str]:
-    """Each command of the page's shell blocks, continued lines joined."""
-    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.split("  #")[0].strip() for line in lines if line.strip()]
+    """Each command of the page's shell blocks, continued lines joined and the block's variables filled in."""
+    found = []
+    for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL):
+        variables: dict[str, str] = {}
+        for line in block.replace("\\\n", " ").splitlines():
+            for name, value in variables.items():
+                line = re.sub(rf"\${name}\b", lambda _, value=value: value, line)
+            assignment = re.fullmatch(r"\s*([A-Z]+)=\"?(.*?)\"?", line)
+            if assignment:
+                variables[assignment[1]] = assignment[2]
+            elif line.strip():
+                found.append(line.split("  #")[0].strip())
+    return found
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
