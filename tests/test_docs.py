@@ -19,7 +19,7 @@ CONFIGS = ROOT / "bundles" / "isimed" / "configs"
 def commands(page: Path) -> list[str]:
     """Each command of the page's shell blocks, continued lines joined and the block's variables filled in."""
     found = []
-    for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL):
+    for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
         variables: dict[str, str] = {}
         for line in block.replace("\\\n", " ").splitlines():
             for name, value in variables.items():
@@ -35,7 +35,7 @@ def commands(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_and_configs_exist(page: Path) -> None:
     """Relative links lead somewhere; named configuration files are there."""
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     for link in re.findall(r"\]\((?!http)([^)#]+)", text):
         assert (page.parent / link).exists(), link
     for name in re.findall(r"[\w*]+\.(?:yaml|json)\b", text):
@@ -67,4 +67,4 @@ def test_commands_have_known_options(page: Path) -> None:
             assert name != "datalist" or rest[0] in (*public.__all__, "folder", "csv"), command
         elif command.startswith("make "):
             target = command.split()[1]
-            assert f"\n{target}:" in (ROOT / "Makefile").read_text(), command
+            assert f"\n{target}:" in (ROOT / "Makefile").read_text(encoding="utf-8"), command
