@@ -5,6 +5,7 @@ from .dataset import ScanDataset, subject_ids
 from .embeddings import Embeddings
 from .reading import BadImageError, SimpleITKReader, read_image
 from .sampler import EpochSampler
+from .splits import label_subset
 
 __all__ = [
     "BadImageError",
@@ -12,6 +13,7 @@ __all__ = [
     "EpochSampler",
     "ScanDataset",
     "SimpleITKReader",
+    "label_subset",
     "load_datalist",
     "read_image",
     "split_patients",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-__all__ = ["split_patients"]
+__all__ = ["label_subset", "split_patients"]
 
 Item = dict[str, Any]
+_logger = logging.getLogger(__name__)
 
 
 def split_patients(
@@ -42,6 +44,39 @@ def split_patients(
     names = [name for name, count in counts.items() for _ in range(count)]
     split_of = dict(zip(patients, names))
     return {name: [item for item in items if split_of[str(item["subject"])] == name] for name in counts}
+
+
+def label_subset(items: Sequence[Item], fraction: float = 1.0, seed: int = 0) -> list[Item]:
+    """The items of some patients, to train with few labels: all images of a patient or none.
+
+    Subsets of one seed are nested: the patients of 5% are among those of 10%, so that a curve over fractions compares
+    like with like.
+
+    Args:
+        items: items with a `subject`; their order is kept.
+        fraction: a float is a share of the patients above 0 and up to 1.0, rounded, one patient at least; an int is a
+            number of patients (1.0 is all patients, 1 is one).
+        seed: of the order in which patients are taken.
+
+    Raises:
+        ValueError: where an item has no subject, or the fraction is out of its range.
+    """
+    unnamed = next((item for item in items if not item.get("subject")), None)
+    if unnamed is not None:
+        raise ValueError(f"{unnamed.get('image')} has no `subject`, by which labels are counted; give it one.")
+    patients = sorted({str(item["subject"]) for item in items})
+    valid = fraction > 0 and (isinstance(fraction, int) or fraction <= 1)
+    count = 0 if not valid else fraction if isinstance(fraction, int) else max(1, round(fraction * len(patients)))
+    if not 1 <= count <= len(patients):
+        raise ValueError(
+            f"label_fraction {fraction} is neither a share of the {len(patients)} patients (above 0, up to 1.0) nor a "
+            "number of them."
+        )
+    order = np.random.default_rng(seed).permutation(len(patients))
+    chosen = {patients[i] for i in order[:count]}
+    if count < len(patients):
+        _logger.info("label_fraction %s: %d of %d patients", fraction, count, len(patients))
+    return [item for item in items if str(item["subject"]) in chosen]
 
 
 def _patient_counts(sizes: Mapping[str, float], total: int) -> dict[str, int]:

@@ -3,7 +3,15 @@
 from .dense import GridEmbeddingInferer
 from .embedding import embed_crops
 from .evaluation import PositionEvaluation
+from .parameters import layerwise_parameters
 from .prepare_batch import PrepareViews
 from .probe import LesionProbe
 
-__all__ = ["GridEmbeddingInferer", "LesionProbe", "PositionEvaluation", "PrepareViews", "embed_crops"]
+__all__ = [
+    "GridEmbeddingInferer",
+    "LesionProbe",
+    "PositionEvaluation",
+    "PrepareViews",
+    "embed_crops",
+    "layerwise_parameters",
+]

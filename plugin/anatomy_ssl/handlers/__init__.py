@@ -2,6 +2,7 @@
 
 from .checkpoint import ExportEncoder, TrainingCheckpoint, own_process_group
 from .embeddings import EmbeddingWriter
+from .finetuning import FreezeUntil, SaveBest
 from .pictures import CropPictures
 from .training import (
     ClipGradients,
@@ -20,8 +21,10 @@ __all__ = [
     "CropPictures",
     "EmbeddingWriter",
     "ExportEncoder",
+    "FreezeUntil",
     "LossTerms",
     "Progress",
+    "SaveBest",
     "SeedIterations",
     "StopOnNonFiniteLoss",
     "TrainingCheckpoint",

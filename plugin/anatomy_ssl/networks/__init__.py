@@ -1,6 +1,6 @@
 """Encoders and heads."""
 
 from .encoders import PooledEncoder, SegResNetEncoder, with_group_norm
-from .heads import EncoderWithHeads
+from .heads import EncoderWithClassifier, EncoderWithHeads
 
-__all__ = ["EncoderWithHeads", "PooledEncoder", "SegResNetEncoder", "with_group_norm"]
+__all__ = ["EncoderWithClassifier", "EncoderWithHeads", "PooledEncoder", "SegResNetEncoder", "with_group_norm"]

@@ -10,7 +10,7 @@ from torch import nn
 
 from .encoders import call_encoder
 
-__all__ = ["EncoderWithHeads"]
+__all__ = ["EncoderWithClassifier", "EncoderWithHeads"]
 
 
 class EncoderWithHeads(nn.Module):
@@ -75,6 +75,29 @@ class EncoderWithHeads(nn.Module):
         for name, head in self.heads.items():
             outputs.update(_per_view(name, head(embedding), len(views)))
         return outputs
+
+
+class EncoderWithClassifier(nn.Module):
+    """Classify crops by a linear layer on an encoder's embedding.
+
+    Weights are named `encoder.*` and `head.*`. Scripts with TorchScript where the encoder does.
+
+    Args:
+        encoder: `(N, C, *roi)` -> `(N, F)`.
+        num_features: F, the length of the embedding.
+        num_classes: K, outputs.
+        dropout: share of the embedding's features dropped while training.
+    """
+
+    def __init__(self, encoder: nn.Module, num_features: int, num_classes: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(num_features, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Give logits `(N, K)` for crops `(N, C, *roi)`."""
+        return self.head(self.dropout(self.encoder(x)))  # (N, K)
 
 
 def _per_view(name: str, stacked: torch.Tensor, num_views: int) -> dict[str, torch.Tensor]:

@@ -1,0 +1,63 @@
+"""Learning rates that fall towards the input, for fine-tuning pretrained encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+__all__ = ["layerwise_parameters"]
+
+
+def layerwise_parameters(
+    network: nn.Module, learning_rate: float, decay: float = 1.0, module: str = ""
+) -> list[dict[str, Any]]:
+    """Parameter groups whose learning rate falls by a factor with each stage towards the input.
+
+    The stages are the children of `module` that have parameters, in the order in which they were registered, which in
+    MONAI's encoders is the order of the forward pass (the members of containers count one by one: the blocks of a
+    ViT). The last stage gets `decay` times the full rate, the one before `decay` squared, and so on (BEiT, Bao et al.
+    2021, appendix H). Everything outside `module` (heads, decoders) gets the full rate.
+
+    Args:
+        network: the network to train.
+        learning_rate: the full rate.
+        decay: factor per stage, above 0 and up to 1; 1 gives one group.
+        module: name of the pretrained part (`encoder`, `encoder.features`, `swinViT`, `vit`); "" for the whole network.
+
+    Returns:
+        Groups for a torch optimizer, with the names of their stages under `name`.
+
+    Raises:
+        ValueError: if `decay` is out of its range or the network has no such part.
+    """
+    if not 0 < decay <= 1:
+        raise ValueError(f"the layer-wise decay must be above 0 and at most 1, not {decay}")
+    if decay == 1:
+        return [{"params": list(network.parameters()), "lr": learning_rate, "name": "all"}]
+    try:
+        part = network.get_submodule(module)
+    except AttributeError as error:
+        children = ", ".join(name for name, _ in network.named_children())
+        raise ValueError(f"{type(network).__name__} has no part {module!r}; its parts are {children}") from error
+    stages = list(_stages(part, module))
+    groups = []
+    taken: set[int] = set()
+    for depth, (name, stage) in enumerate(stages):
+        parameters = [p for p in stage.parameters() if id(p) not in taken]
+        taken.update(map(id, parameters))
+        groups.append({"params": parameters, "lr": learning_rate * decay ** (len(stages) - depth), "name": name})
+    rest = [p for p in network.parameters() if id(p) not in taken]
+    groups.append({"params": rest, "lr": learning_rate, "name": "rest"})
+    return [group for group in groups if group["params"]]
+
+
+def _stages(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+    """The children with parameters, containers replaced by their members."""
+    for child_name, child in module.named_children():
+        full = f"{name}.{child_name}".lstrip(".")
+        if isinstance(child, (nn.Sequential, nn.ModuleList)):
+            yield from _stages(child, full)
+        elif any(True for _ in child.parameters()):
+            yield full, child
