@@ -126,7 +126,7 @@ def test_every_overlay_says_what_it_is() -> None:
     for file in sorted(CONFIGS.glob("*.yaml")):
         assert file.read_text().startswith("# "), file.name
         if file.name.startswith(("variant_", "encoder_", "group_norm", "demo")):
-            own = {"barlow_weight", "feature_size", "lesion_key", "folds"}
+            own = {"barlow_weight", "feature_size", "window_size", "lesion_key", "folds"}
             unknown = [key for key in raw(file.name) if key.lstrip("+") not in known and key not in own]
             assert not unknown, file.name
 
