@@ -7,7 +7,7 @@ DEMO ?= demo
 CONFIGS := bundles/isimed/configs
 RECIPE := '$(CONFIGS)/pretrain.yaml','$(CONFIGS)/encoder_small.yaml','$(CONFIGS)/demo.yaml'
 
-.PHONY: demo test test-floor check format setup clean
+.PHONY: demo test test-floor test-label check format setup clean
 
 setup: $(VENV)/.installed
 
@@ -16,6 +16,8 @@ $(VENV)/.installed: setup.cfg $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) torch
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[logging,figures,dev]"
+	# alone: of what it asks for besides, timm brings a torchvision that may not fit this torch, and is not needed
+	$(BIN)/python -m pip install --quiet --no-deps "dynamic-network-architectures>=0.3.1"
 	touch $@
 
 demo: setup
@@ -36,6 +38,18 @@ test: setup
 test-floor:
 	$(MAKE) test VENV=$(VENV)-floor CONSTRAINTS=constraints-floor.txt
 
+# MONAI Label in an environment of its own: its server infers, trains and infers again with the bundles
+test-label: $(VENV)-label/.installed
+	$(VENV)-label/bin/python -m pytest tests/label
+
+$(VENV)-label/.installed: setup.cfg constraints-label.txt
+	$(PYTHON) -m venv $(VENV)-label
+	$(VENV)-label/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-label/bin/python -m pip install --quiet --constraint constraints-label.txt torch
+	$(VENV)-label/bin/python -m pip install --quiet --constraint constraints-label.txt monailabel --editable . pytest
+	$(VENV)-label/bin/python tests/label/mend_torchvision.py
+	touch $@
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,4 +60,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-floor $(DEMO) build
+	rm -rf $(VENV) $(VENV)-floor $(VENV)-label $(DEMO) build

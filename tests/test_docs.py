@@ -14,6 +14,9 @@ from anatomy_ssl.data import public
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("bundles/*/docs/README.md"))]
 CONFIGS = ROOT / "bundles" / "isimed" / "configs"
+# names of files that the reader makes up, that a command writes, or that another program has
+READERS_OWN = {"scans.json", "cases.json", "brats.json", "headneck.json", "datalist.json", "labelled.json"}
+READERS_OWN |= {"nnUNetResEncUNetMPlans.json", "dataset.json", "model_info.json"}
 
 
 def commands(page: Path) -> list[str]:
@@ -39,8 +42,7 @@ def test_links_and_configs_exist(page: Path) -> None:
     for link in re.findall(r"\]\((?!http)([^)#]+)", text):
         assert (page.parent / link).exists(), link
     for name in re.findall(r"[\w*]+\.(?:yaml|json)\b", text):
-        # names that the reader makes up, or that a command writes
-        if name not in ("scans.json", "cases.json", "brats.json", "headneck.json", "datalist.json"):
+        if name not in READERS_OWN:
             assert list(CONFIGS.glob(name)), name
 
 

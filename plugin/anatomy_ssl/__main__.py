@@ -88,7 +88,157 @@ def _split_list(source: str, root: str, options: dict[str, Any]) -> dict[str, li
     return split_patients(items, {name: size for name, size in sizes.items() if size}, seed, order)
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"phantom": phantom, "datalist": datalist, "figure": figure}
+def export(
+    checkpoint: str, output: str, part: str = "encoder", half: bool = False, allow_unknown: bool = False
+) -> None:
+    """Write the encoder of a training checkpoint alone, under its own names, with the record of its training.
+
+    Args:
+        checkpoint: checkpoint.pt of a run, or any file with a state dict.
+        output: file to write.
+        part: what to export; encoder.backbone for networks inside PooledEncoder, "" for all.
+        half: store half precision.
+        allow_unknown: export a file that does not say how it was trained.
+    """
+    from anatomy_ssl.handlers import switch
+    from anatomy_ssl.weights import export_encoder
+
+    options = {"half": switch(half), "allow_unknown": switch(allow_unknown)}
+    print(f"wrote {export_encoder(str(checkpoint), str(output), part=str(part), **options)}")
+
+
+def inspect(path: str) -> None:
+    """Print what a file of weights holds and where it comes from.
+
+    Args:
+        path: an exported encoder, a checkpoint, or a plain state dict.
+    """
+    from anatomy_ssl.weights import inspect as summary
+
+    print(summary(str(path)))
+
+
+def import_released(source: str, output: str, method: str) -> None:
+    """Write an encoder file from a checkpoint that a method's authors released.
+
+    Args:
+        source: the authors' file.
+        output: file to write.
+        method: isimed.
+    """
+    from anatomy_ssl.weights import import_released as convert
+
+    print(f"wrote {convert(str(source), str(output), method=str(method))}")
+
+
+def compare(
+    *overlays: str, config_file: Any, output_dir: str, seeds: Any = (0, 1, 2), name: str = "pretrained", **options: Any
+) -> None:
+    """Fine-tune with several seeds, beside baselines of the same budget: means, sd, paired test, confidence interval.
+
+    Args:
+        overlays: configuration files that make the baselines, such as scratch.yaml; each is named by its file.
+        config_file: configuration or list of them, with run ids training and evaluating.
+        output_dir: folder of the runs and of comparison.md; the same command goes on where it was interrupted.
+        seeds: of the runs.
+        name: of the configuration without overlay.
+        options: any key of the configuration, for all runs alike.
+    """
+    from anatomy_ssl.engines.comparison import compare as run_all
+
+    files = [config_file] if isinstance(config_file, str) else list(config_file)
+    numbers = [seeds] if isinstance(seeds, int) else [int(seed) for seed in seeds]
+    path = run_all(files, {Path(file).stem: file for file in overlays}, str(output_dir), numbers, str(name), options)
+    print(path.with_suffix(".md").read_text(encoding="utf-8"))
+    print(f"wrote {path}")
+
+
+def zoo_verify(bundle: str) -> None:
+    """Check a bundle as MONAI's model zoo does, and list every problem at once.
+
+    Args:
+        bundle: the bundle's folder. Its configs are executed: verify only what you trust.
+    """
+    from anatomy_ssl.zoo import verify_bundle
+
+    verify_bundle(str(bundle))
+    print(f"{bundle} is sound")
+
+
+def zoo_pack(bundle: str, output: str, url: str = "", index: str | None = None) -> None:
+    """Verify a bundle and write its versioned zip, files over 25 MB beside it, and the index that MONAI downloads by.
+
+    Args:
+        bundle: the bundle's folder; its name is the bundle's.
+        output: folder to write.
+        url: where the files of the output folder will be downloaded from, without the file names.
+        index: file like the model zoo's model_info.json, written or updated; by default in the output folder.
+    """
+    from anatomy_ssl.zoo import pack_bundle
+
+    packed = pack_bundle(str(bundle), str(output), url=url, index=index)
+    print(f"wrote {packed.archive}")
+    print(f"sha256 {packed.sha256}")
+    for path in (*packed.large_files, packed.index):
+        print(f"wrote {path}")
+
+
+def zoo_push(bundle: str, repo: str, token: str | None = None, private: bool = True, latest: bool = False) -> None:
+    """Verify a bundle and upload it to the Hugging Face Hub, tagged with its version.
+
+    Args:
+        bundle: the bundle's folder.
+        repo: OWNER/NAME on the hub; made where it does not exist.
+        token: of the hub; by default that of `hf auth login` or of the variable HF_TOKEN.
+        private: whether a new repository is visible to its owner alone.
+        latest: whether `monai.bundle.download` takes this version by default.
+    """
+    from anatomy_ssl.handlers import switch
+    from anatomy_ssl.zoo import push_bundle
+
+    options = {"private": switch(private), "latest": switch(latest)}
+    print(f"pushed to {push_bundle(str(bundle), str(repo), token=token, **options)}")
+
+
+def export_nnunet(
+    encoder: str,
+    plans: str,
+    output: str,
+    configuration: str = "3d_fullres",
+    channels: int | None = None,
+    inflate: bool = False,
+    seed: int = 0,
+) -> None:
+    """Write a pretrained encoder as a file for `nnUNetv2_train -pretrained_weights` (docs/nnunet.md).
+
+    Args:
+        encoder: encoder.pt or checkpoint.pt of a run with encoder_resenc.yaml.
+        plans: nnU-Net's plans file of the data set to train on.
+        output: file to write, such as weights.pth.
+        configuration: one of the plan's configurations.
+        channels: of that data set's images; by default counted in the dataset.json beside the plans.
+        inflate: spread an encoder of one channel over images of several.
+        seed: of the decoder's random start.
+    """
+    from anatomy_ssl.weights import nnunet
+
+    report = nnunet.export_nnunet(
+        str(encoder), str(output), str(plans), str(configuration), channels, inflate=bool(inflate), seed=int(seed)
+    )
+    print(f"wrote {output}: the encoder from {encoder} ({report.loaded} tensors), a random decoder, no class layers")
+
+
+COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
+    "phantom": phantom,
+    "datalist": datalist,
+    "figure": figure,
+    "compare": compare,
+    "export-nnunet": export_nnunet,
+    "export": export,
+    "inspect": inspect,
+    "import-released": import_released,
+    "zoo": {"verify": zoo_verify, "pack": zoo_pack, "push": zoo_push},
+}
 
 
 def main() -> int:
@@ -108,14 +258,19 @@ def main() -> int:
 
         return record
 
+    def all_later(commands: dict[str, Any]) -> dict[str, Any]:
+        """Groups of commands are dictionaries."""
+        return {name: all_later(c) if isinstance(c, dict) else later(c) for name, c in commands.items()}
+
     try:
-        fire.Fire({name: later(command) for name, command in COMMANDS.items()}, command=arguments, name="anatomy_ssl")
+        fire.Fire(all_later(COMMANDS), command=arguments, name="anatomy_ssl")
         for call in calls:
             call()
-    except (ValueError, OSError, ImportError, TypeError) as error:
+    except (ValueError, OSError, ImportError, TypeError, RuntimeError) as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        for line in getattr(error, "problems", [str(error)]):
+            print(f"error: {' '.join(line.split())}", file=sys.stderr)
         return 2
     return 0
 

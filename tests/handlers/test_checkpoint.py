@@ -224,6 +224,35 @@ def test_the_exported_encoder_has_its_own_names_and_a_record(tmp_path: Path) -> 
     assert versions == {"anatomy_ssl": anatomy_ssl.__version__, "monai": monai.__version__, "torch": torch.__version__}
 
 
+def test_the_checkpoint_has_the_record_of_the_exported_encoder(tmp_path: Path) -> None:
+    """Word for word, so that an export of the checkpoint later says the same; resuming goes on counting."""
+    given = {"method": "test", "crop_spacing": None}
+    run(tmp_path, epochs=1, provenance=given)
+    network = Net()
+    save = TrainingCheckpoint(str(tmp_path), {"model": network}, resume=True, provenance=given)
+    trainer([save, ExportEncoder(network, str(tmp_path / "e.pt"), given)], network, epochs=3).run()
+    record = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["provenance"]
+    assert record == torch.load(tmp_path / "e.pt", weights_only=True)["provenance"]
+    assert {name: record[name] for name in given} == given
+    assert (record["epochs"], record["iterations"]) == (3, 3 * len(batches()))
+
+
+def test_epochs_in_the_record_are_whole_ones(tmp_path: Path) -> None:
+    """A run that is stopped in its second epoch has done one."""
+    stopped = trainer([])
+    TrainingCheckpoint(str(tmp_path), {"model": Net()}, provenance={}).attach(stopped)
+    stopped.add_event_handler(Events.ITERATION_STARTED(once=5), lambda _: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        stopped.run()
+    record = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["provenance"]
+    assert (record["epochs"], record["iterations"]) == (1, 5)
+
+
+def test_without_a_record_the_checkpoint_has_none(tmp_path: Path) -> None:
+    run(tmp_path, epochs=1)
+    assert "provenance" not in torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+
+
 def _absent(path: Path) -> None:
     assert not path.exists()
 

@@ -5,16 +5,23 @@ from __future__ import annotations
 import pytest
 import torch
 from monai.bundle import ConfigParser
-from monai.networks.nets import UNETR, DenseNet121, SegResNet, SegResNetDS, SwinUNETR, ViT, resnet18
+from monai.networks.nets import UNETR, DenseNet121, SegResNet, SegResNetDS, SwinUNETR, UNet, ViT, resnet18
 from monai.networks.nets.segresnet_ds import SegResEncoder
 from monai.networks.nets.swin_unetr import SwinTransformer
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from anatomy_ssl.networks.encoders import PooledEncoder, SegResNetEncoder, call_encoder, with_group_norm
+from anatomy_ssl.networks.encoders import PooledEncoder, SegResNetEncoder, UNetEncoder, call_encoder, with_group_norm
 
-KINDS = ("densenet", "swin", "vit", "resnet", "segresnet", "segresnet_ds")
-FEATURES = {"swin": 192, "vit": 24, "resnet": 32, "segresnet": 64, "segresnet_ds": 64}  # of the small ones below
+KINDS = ("densenet", "swin", "vit", "resnet", "segresnet", "segresnet_ds", "unet")
+FEATURES = {
+    "swin": 192,
+    "vit": 24,
+    "resnet": 32,
+    "segresnet": 64,
+    "segresnet_ds": 64,
+    "unet": 16,
+}  # of the small ones below
 
 
 def small_densenet(dims: int = 3, channels: int = 1, **kwargs: object) -> DenseNet121:
@@ -32,6 +39,8 @@ def small_backbone(kind: str, dims: int = 3, channels: int = 1, size: int = 32) 
         return resnet18(spatial_dims=dims, n_input_channels=channels, feed_forward=False, widen_factor=1 / 16)
     if kind == "segresnet":
         return SegResNetEncoder(spatial_dims=dims, in_channels=channels, init_filters=8)
+    if kind == "unet":
+        return UNetEncoder(spatial_dims=dims, in_channels=channels, channels=[4, 8, 16], strides=[2, 2])
     return SegResEncoder(spatial_dims=dims, in_channels=channels, init_filters=8)
 
 
@@ -84,6 +93,7 @@ def test_pooling_is_the_mean_over_space_of_the_last_stage_and_the_mean_token() -
         ("vit", lambda: UNETR(1, 2, 32, feature_size=4, hidden_size=24, mlp_dim=24, num_heads=2), "vit"),
         ("segresnet_ds", lambda: SegResNetDS(init_filters=8), "encoder"),
         ("segresnet", lambda: SegResNet(init_filters=8), ""),
+        ("unet", lambda: UNet(3, 1, 2, channels=[4, 8, 16], strides=[2, 2]), ""),
     ],
 )
 def test_weight_names_are_those_of_the_segmentation_network(kind: str, target: object, part: str) -> None:
@@ -92,6 +102,22 @@ def test_weight_names_are_those_of_the_segmentation_network(kind: str, target: o
     ours = [name.removeprefix("backbone.") for name in PooledEncoder(small_backbone(kind)).state_dict()]
     assert ours
     assert set(ours) <= set(theirs)
+
+
+@pytest.mark.parametrize("units", [0, 2])
+def test_unet_encoder_is_unets_way_down(units: int) -> None:
+    """The same weights and map at the bottom, nothing of the way up; also as TorchScript."""
+    shape = {"spatial_dims": 2, "in_channels": 1, "channels": [4, 8, 16], "strides": [2, 2], "num_res_units": units}
+    whole, encoder = UNet(**shape, out_channels=3).eval(), UNetEncoder(**shape).eval()
+    missing, unexpected = encoder.load_state_dict(whole.state_dict(), strict=False)
+    assert not missing
+    assert all(".2." in name for name in unexpected)
+    x = torch.randn(2, 1, 16, 16)
+    down = whole.model[0](x)
+    expected = whole.model[1].submodule[1].submodule(whole.model[1].submodule[0](down))
+    assert expected.shape == (2, 16, 4, 4)
+    torch.testing.assert_close(encoder(x), expected, atol=0, rtol=0)
+    torch.testing.assert_close(torch.jit.script(encoder)(x), expected)
 
 
 @pytest.mark.parametrize("size", [8, 24, 40])

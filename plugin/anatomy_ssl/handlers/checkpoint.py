@@ -9,15 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import monai
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 
-import anatomy_ssl
 from anatomy_ssl.data.atomic import atomic_save, safe_load
 from anatomy_ssl.data.sampler import EpochSampler
 from anatomy_ssl.handlers.training import process_rank
+from anatomy_ssl.weights.record import save_encoder, training_record
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +39,8 @@ class TrainingCheckpoint:
         resume: True goes on from `checkpoint.pt` and fails without one; "auto" goes on if there is one; False starts
             anew and refuses to write over an earlier run.
         interval: epochs between checkpoints.
+        provenance: plain values that say where the weights come from; the checkpoint keeps them, with versions and
+            epochs, for `python -m anatomy_ssl export`.
 
     Raises:
         FileNotFoundError: on resume without a checkpoint.
@@ -58,6 +59,7 @@ class TrainingCheckpoint:
         batch_size: int = 1,
         resume: bool | str = False,
         interval: int = 1,
+        provenance: Mapping[str, Any] | None = None,
     ) -> None:
         # the command line gives words where YAML gives values
         words: dict[str, bool | str] = {"true": True, "false": False, "auto": "auto"}
@@ -68,6 +70,7 @@ class TrainingCheckpoint:
         self.resume = words[str(resume).lower()]
         self.sampler, self.batch_size, self.interval = sampler, batch_size, interval
         self.stop_requested = self._stop_agreed = False
+        self.provenance = provenance
         self._previous_handler: Any = None
         self._check_folder()
 
@@ -134,6 +137,8 @@ class TrainingCheckpoint:
         state["progress"] = {"iteration": engine.state.iteration, "epoch_length": engine.state.epoch_length}
         if getattr(engine, "scaler", None) is not None:
             state["scaler"] = engine.scaler.state_dict()
+        if self.provenance is not None:
+            state["provenance"] = training_record(self.provenance, engine)
         atomic_save(state, self.path)
 
     def stop_if_told(self, engine: Engine) -> None:
@@ -214,8 +219,5 @@ class ExportEncoder:
     def __call__(self, engine: Engine) -> None:
         """Write the file; only the first process does."""
         if process_rank() == 0:
-            versions = {module.__name__: str(module.__version__) for module in (anatomy_ssl, monai, torch)}
-            place = {"epochs": engine.state.epoch, "iterations": engine.state.iteration}
-            record = {**self.provenance, **place, "versions": versions}
-            atomic_save({"model": self.encoder.state_dict(), "provenance": record}, self.path)
+            save_encoder(self.encoder.state_dict(), training_record(self.provenance, engine), self.path)
             logger.info("wrote the encoder to %s", self.path)

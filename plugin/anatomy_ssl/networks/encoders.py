@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from monai.networks.nets import SegResNet, ViT
+from monai.networks.nets import SegResNet, UNet, ViT
 from monai.networks.nets.resnet import ResNet
 from monai.networks.nets.segresnet_ds import SegResEncoder
 from monai.networks.nets.swin_unetr import SwinTransformer
@@ -14,7 +14,7 @@ from monai.networks.utils import replace_modules
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["PooledEncoder", "SegResNetEncoder", "call_encoder", "with_group_norm"]
+__all__ = ["PooledEncoder", "SegResNetEncoder", "UNetEncoder", "call_encoder", "with_group_norm"]
 
 
 class PooledEncoder(nn.Module):
@@ -24,11 +24,11 @@ class PooledEncoder(nn.Module):
     *spatial)` -> mean over space; `(tokens, hidden states)` or tokens `(N, T, C)`, as from
     `monai.networks.nets.ViT` -> mean token; a vector `(N, C)` is left alone. The weights stay under
     `backbone.` with the backbone's own names, so that they go to SwinUNETR (`swinViT`), UNETR (`vit`),
-    SegResNetDS (`encoder`) or SegResNet as they are.
+    SegResNetDS (`encoder`), SegResNet or UNet as they are.
 
-    Tested with MONAI's `SwinTransformer`, `ViT`, `resnet18` (`feed_forward: false`), `SegResEncoder` and
-    `SegResNetEncoder` of this module. Networks that end in a vector by themselves need no wrapper: DenseNet, SENet,
-    EfficientNetBN, and ResNet where no projection is wanted; for 2D torchvision networks MONAI has
+    Tested with MONAI's `SwinTransformer`, `ViT`, `resnet18` (`feed_forward: false`), `SegResEncoder`, and
+    `SegResNetEncoder` and `UNetEncoder` of this module. Networks that end in a vector by themselves need no wrapper:
+    DenseNet, SENet, EfficientNetBN, and ResNet where no projection is wanted; for 2D torchvision networks MONAI has
     `TorchVisionFCModel`. MONAI's pyramid encoders (`ResNetEncoder`, `EfficientNetEncoder` of FlexibleUNet) return
     stages and fit as backbone.
 
@@ -78,7 +78,8 @@ class PooledEncoder(nn.Module):
             if features.shape[2:] == x.shape[2:]:
                 raise ValueError(
                     f"{type(self.backbone).__name__} returns a map as large as the crop {tuple(x.shape[2:])}, a "
-                    "decoder's output: give its encoder (SwinTransformer, ViT, SegResEncoder, SegResNetEncoder)"
+                    "decoder's output: give its encoder (SwinTransformer, ViT, SegResEncoder, SegResNetEncoder, "
+                    "UNetEncoder)"
                 )
             features = features.flatten(2).mean(dim=2)
         return self.projection(features)  # (N, F)
@@ -98,6 +99,33 @@ class SegResNetEncoder(SegResNet):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the deepest feature map, `(N, init_filters * 2**(levels - 1), *roi / 2**(levels - 1))`."""
         return self.encode(x)[0]
+
+
+class UNetEncoder(UNet):
+    """The contracting path of MONAI's UNet, with UNet's own weight names (`model.0`, `model.1.submodule.0`, ...).
+
+    It takes UNet's arguments, `out_channels` being of no use; the decoder is left out, because parameters that get no
+    gradient stop distributed training. `forward` gives the deepest feature map, `(N, channels[-1], *)`.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{"out_channels": 1, **kwargs})
+
+    def _get_connection_block(self, down_path: nn.Module, up_path: nn.Module, subblock: nn.Module) -> nn.Module:
+        """One level: the path down and what is below it, without the skip connection and the path up."""
+        return nn.Sequential(down_path, _Below(subblock))
+
+
+class _Below(nn.Module):
+    """In place of MONAI's `SkipConnection`, for the same weight names."""
+
+    def __init__(self, submodule: nn.Module) -> None:
+        super().__init__()
+        self.submodule = submodule
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The deeper levels' output."""
+        return self.submodule(x)
 
 
 def with_group_norm(network: nn.Module, num_groups: int = 8) -> nn.Module:
@@ -188,6 +216,8 @@ def _feature_channels(backbone: nn.Module) -> int:
         return int(backbone.norm.normalized_shape[0])
     if isinstance(backbone, ResNet) and backbone.fc is None:
         return int(backbone.in_planes)
+    if isinstance(backbone, UNetEncoder):
+        return int(backbone.channels[-1])
     if isinstance(backbone, (SegResEncoder, SegResNet)):
         return int(backbone.init_filters * 2 ** (len(backbone.blocks_down) - 1))
     raise ValueError(

@@ -1,0 +1,95 @@
+"""Files of weights: what is in them, and fingerprints of what made them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from anatomy_ssl.data.atomic import safe_load
+
+__all__ = ["canonical", "file_hash", "fingerprint", "read_state", "read_weights", "some_of"]
+
+STATE_KEYS = ("model", "encoder", "state_dict")  # the last is that of MONAI's published weights
+SHOWN = 5  # names per list in reports and errors
+
+
+def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read a state dict and its record, without unpickling anything but tensors and plain Python types.
+
+    Args:
+        path: file that holds a state dict, by itself or under `model`, `encoder` or `state_dict`.
+
+    Returns:
+        Name -> tensor on the CPU, where a leading `module.` of (distributed) data parallel training is removed; and
+        what stands under `provenance`, empty where there is no record.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged, holds pickled objects, or holds no state dict at these places.
+    """
+    content = safe_load(path)
+    record = content.get("provenance") if isinstance(content, Mapping) else None
+    for key in STATE_KEYS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    named = dict(content) if isinstance(content, Mapping) else {}
+    if not named or not all(isinstance(value, torch.Tensor) for value in named.values()):
+        found = some_of([str(name) for name in named]) or type(content).__name__
+        raise ValueError(
+            f"{path} holds no state dict, neither alone nor under {', '.join(STATE_KEYS)}, but {found}: "
+            "save model.state_dict() under one of these names"
+        )
+    state = {str(name).removeprefix("module."): tensor for name, tensor in named.items()}
+    return state, dict(record) if isinstance(record, Mapping) else {}
+
+
+def read_state(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """The state dict of `read_weights`, without the record."""
+    return read_weights(path)[0]
+
+
+def fingerprint(obj: Any) -> str:
+    """SHA-256 of a config, a list of files or anything else of JSON types, whatever the order of keys.
+
+    Args:
+        obj: dictionaries with string keys, lists or tuples, strings, finite numbers, booleans, None.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        ValueError: if something in it is none of these.
+    """
+    return hashlib.sha256(canonical(obj).encode()).hexdigest()
+
+
+def file_hash(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's bytes, as `sha256sum` prints it."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def canonical(obj: Any) -> str:
+    """JSON text that is the same for equal content.
+
+    Raises:
+        ValueError: if something is no JSON type, or a number is not finite.
+    """
+    try:
+        return json.dumps(obj, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"provenance and fingerprints take JSON types and finite numbers only: {error}") from error
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first few names, for a message."""
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

@@ -1,0 +1,68 @@
+"""`python -m anatomy_ssl export`, `inspect` and `import-released`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from monai.networks.nets import DenseNet121
+
+from anatomy_ssl.__main__ import main
+from anatomy_ssl.weights import read_state
+from tests.weights.networks import densenet, same, saved, student
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch):
+    """Run the program in this process; returns its exit code."""
+
+    def run(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["anatomy_ssl", *map(str, arguments)])
+        return main()
+
+    return run
+
+
+def test_export_and_inspect(call, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = {"model": student().state_dict(), "provenance": {"method": "isimed", "seed": 3}}
+    path, output = saved(content, tmp_path / "checkpoint.pt"), tmp_path / "encoder.pt"
+    assert call("export", "--checkpoint", path, "--output", output) == 0
+    assert f"wrote {output}" in capsys.readouterr().out
+    assert same(read_state(output), densenet().state_dict())
+    assert call("inspect", output) == 0
+    printed = capsys.readouterr().out
+    assert "  method: isimed\n  seed: 3\n" in printed
+    assert "float32" in printed
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype"), [(("--half",), torch.float16), (("--half", "false"), torch.float32), ((), torch.float32)]
+)
+def test_flags(call, flags: tuple[str, ...], dtype: torch.dtype, tmp_path: Path) -> None:
+    """And a part, of a file without a record."""
+    path, output = saved({"model": student().state_dict()}, tmp_path / "model.pt"), tmp_path / "encoder.pt"
+    assert call("export", "--checkpoint", path, "--output", output, *flags) == 2
+    assert call("export", "--checkpoint", path, "--output", output, "--allow_unknown", "false", *flags) == 2
+    options = ("--part", "encoder.features", "--allow_unknown")
+    assert call("export", "--checkpoint", path, "--output", output, *options, *flags) == 0
+    assert read_state(output)["conv0.weight"].dtype == dtype
+
+
+def test_import_released(call, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network = DenseNet121(spatial_dims=3, in_channels=1, out_channels=1024)
+    path, output = saved(network, tmp_path / "theirs.pt"), tmp_path / "encoder.pt"
+    assert call("import-released", "--source", path, "--output", output, "--method", "isimed") == 0
+    assert same(read_state(output), network.state_dict())
+    assert call("import-released", path, output, "moco") == 2
+    assert "choose isimed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["inspect", "export"])
+def test_errors_are_one_line(call, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "w.pt").write_text("nothing")
+    arguments = (tmp_path / "w.pt",) if command == "inspect" else (tmp_path / "w.pt", tmp_path / "e.pt")
+    assert call(command, *arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path / 'w.pt'} is damaged")

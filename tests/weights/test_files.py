@@ -1,0 +1,106 @@
+"""Only files of weights are read, and nothing in them is ever executed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from anatomy_ssl.weights import fingerprint, inspect, load_pretrained, read_weights
+from anatomy_ssl.weights.files import file_hash
+from tests.weights.networks import densenet
+
+
+class Malicious:
+    """Unpickling this would make a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+def write_truncated(path: Path) -> None:
+    torch.save(densenet().state_dict(), path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def write_flipped(path: Path) -> None:
+    torch.save({"a": torch.zeros(1000)}, path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("read", [lambda path: load_pretrained(densenet(), path), inspect], ids=["load", "inspect"])
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (write_truncated, "is damaged"),
+        (write_flipped, "is damaged"),
+        (lambda path: path.write_bytes(b""), "is damaged"),
+        (lambda path: path.write_text("not weights\n" * 20), "is damaged"),
+        (lambda path: torch.save({"args": argparse.Namespace(a=1)}, path), "pickled argparse.Namespace"),
+        (lambda path: torch.save({"epoch": 3, "lr": 0.1}, path), "holds no state dict.*epoch, lr"),
+        (lambda path: torch.save({"model": {}}, path), "holds no state dict"),
+        (lambda path: torch.save(torch.zeros(2), path), "holds no state dict.*Tensor"),
+    ],
+)
+def test_files_that_cannot_be_read_are_named_with_the_cause(
+    tmp_path: Path, write: Callable[[Path], None], message: str, read: Callable[[Path], object]
+) -> None:
+    path = tmp_path / "w.pt"
+    write(path)
+    with pytest.raises(ValueError, match=f"w.pt.*{message}|w.pt {message}"):
+        read(path)
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "bare"])
+def test_a_malicious_pickle_is_refused_and_not_executed(form: str, tmp_path: Path) -> None:
+    path, target = tmp_path / "w.pt", tmp_path / "made"
+    content = {"model": densenet().state_dict(), "extra": Malicious(target)}
+    if form == "bare":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
+    with pytest.raises(ValueError, match=r"w\.pt"):
+        load_pretrained(densenet(), path)
+    assert not target.exists()
+    torch.load(path, weights_only=False) if form != "bare" else pickle.loads(path.read_bytes())
+    assert target.exists()  # the file would have
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.pt"):
+        load_pretrained(densenet(), tmp_path / "none.pt")
+
+
+def test_the_record_comes_with_the_weights(tmp_path: Path) -> None:
+    torch.save({"model": {"module.a": torch.ones(1)}, "provenance": {"seed": 3}}, tmp_path / "w.pt")
+    state, record = read_weights(tmp_path / "w.pt")
+    assert (list(state), record) == (["a"], {"seed": 3})
+    torch.save({"a": torch.ones(1)}, tmp_path / "w.pt")
+    assert read_weights(tmp_path / "w.pt")[1] == {}
+
+
+def test_fingerprint_depends_on_content_alone() -> None:
+    config = {"a": [1, 2.5, None], "b": {"c": True, "d": "ü"}}
+    assert fingerprint(config) == fingerprint(dict(reversed(config.items())))
+    assert fingerprint(config) == fingerprint(json.loads(json.dumps(config)))
+    assert fingerprint({**config, "a": [1, 2.5, 0]}) != fingerprint(config)
+    assert fingerprint([]) == "4f53cda18c2baa0c0354bb5f9a3ecbe5ed12ab4d8e11ba873c2f11161202b945"  # sha256 of "[]"
+    for bad in ({1, 2}, float("nan"), torch.zeros(1)):
+        with pytest.raises(ValueError, match="JSON"):
+            fingerprint({"bad": bad})
+
+
+def test_hash_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"abc")
+    assert file_hash(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
