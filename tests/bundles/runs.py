@@ -43,12 +43,12 @@ TINY = {
 }
 
 
-def config_files(folder: Path, names: tuple[str, ...] = (), **changes: Any) -> list[str]:
-    """pretrain.yaml, a file that makes everything tiny, the named overlays, and a file with the changes."""
+def config_files(folder: Path, names: tuple[str, ...] = (), base: str = "pretrain.yaml", **changes: Any) -> list[str]:
+    """The base, a file that makes everything tiny, the named overlays, and a file with the changes."""
     tiny, last = folder / "tiny.json", folder / "changes.json"
     tiny.write_text(json.dumps(TINY))
     last.write_text(json.dumps(changes))
-    return [str(CONFIGS / "pretrain.yaml"), str(tiny), *[str(CONFIGS / name) for name in names], str(last)]
+    return [str(CONFIGS / base), str(tiny), *[str(CONFIGS / name) for name in names], str(last)]
 
 
 def run(run_id: str, folder: Path, cohort: Path, names: tuple[str, ...] = (), **changes: Any) -> Path:
@@ -155,6 +155,23 @@ class RecordProcess:
     def _write(self, engine: Engine) -> None:
         record = {"weights": self.network.state_dict(), "metrics": dict(self.evaluator.state.metrics)}
         torch.save(record, self.folder / f"process_{process_rank()}.pt")
+
+
+class BrightCentre(torch.nn.Module):
+    """Stands in for a trained classifier: class k is where the mean of a crop's middle 2^3 samples is above a level.
+
+    Args:
+        levels: one for each class, on the scale of the prepared image.
+    """
+
+    def __init__(self, levels: list[float]) -> None:
+        super().__init__()
+        self.register_buffer("levels", torch.tensor(levels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits `(N, K)` of crops `(N, 1, *roi)`."""
+        middle = x[(..., *[slice(n // 2 - 1, n // 2 + 1) for n in x.shape[2:]])]
+        return 4 * (middle.flatten(1).mean(1, keepdim=True) - self.levels)
 
 
 def not_a_number(images: torch.Tensor) -> list[torch.Tensor]:

@@ -74,7 +74,7 @@ def test_entries_that_some_items_lack(cohort: Path, tmp_path: Path) -> None:
     assert (run("evaluating", tmp_path, file, ("evaluate.yaml",), **crops) / "evaluation" / "evaluation.csv").exists()
     changes = {key: TINY[key] for key in ("crop_size", "crop_spacing", "encoder", "device")}
     changes |= {"checkpoint": str(tmp_path / "out" / "encoder.pt"), "output_dir": str(tmp_path / "embeddings")}
-    monai.bundle.run("run", config_file=str(CONFIGS / "inference.json"), dataset_dir=str(file), step=4, **changes)
+    monai.bundle.run("embedding", config_file=str(CONFIGS / "embed.yaml"), dataset_dir=str(file), step=4, **changes)
     assert len(list((tmp_path / "embeddings").glob("*.npz"))) == 8
 
 

@@ -1,8 +1,9 @@
-"""What MONAI, its model zoo and MONAI Label ask of a bundle, as far as a pre-training bundle has it."""
+"""What MONAI, its model zoo and MONAI Label ask of a bundle."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -61,74 +62,124 @@ def test_metadata() -> None:
 
 
 def test_network_is_that_of_the_metadata() -> None:
-    """The zoo builds `network_def`, feeds the input's shape and wants one tensor."""
+    """The zoo builds `network_def` anywhere, feeds the input's shape, wants one tensor, and exports TorchScript."""
     parser = ConfigParser(raw("inference.json"))
-    parser["checkpoint"] = ""
     image = METADATA["network_data_format"]["inputs"]["image"]
     network = parser.get_parsed_content("network_def").eval()
+    crops = torch.rand(1, image["num_channels"], *image["spatial_shape"])
     with torch.no_grad():
-        output = network(torch.zeros(1, image["num_channels"], *image["spatial_shape"]))
+        output = network(crops)
+        scripted = torch.jit.script(network)(crops)
     assert isinstance(output, torch.Tensor)
     assert output.shape == (1, METADATA["network_data_format"]["outputs"]["pred"]["num_channels"])
+    assert torch.equal(output, scripted)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("pretrain.yaml", "train"), ("inference.json", "inference")])
+def test_labels_that_monai_label_offers() -> None:
+    """Taken from the output's channels: the mask's values, by the classes' places in both configs."""
+    channels = METADATA["network_data_format"]["outputs"]["pred"]["channel_def"]
+    expected = {"0": "background", **{str(i): name for i, name in enumerate(raw("train.json")["classes"], 1)}}
+    assert channels == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("pretrain.yaml", "train"), ("train.json", "train"), ("inference.json", "inference"), ("embed.yaml", "inference")],
+)
 def test_properties(name: str, kind: str, cohort: Path, tmp_path: Path) -> None:
     """MONAI finds every required property, and the optional ones under their names."""
-    changes = TINY if kind == "train" else {"encoder": TINY["encoder"], "crop_size": [8, 8, 8], "checkpoint": ""}
-    changes = {**changes, "dataset_dir": str(cohort), "output_dir": str(tmp_path)}
+    changes = dict(TINY) if kind == "train" else {"encoder": TINY["encoder"], "crop_size": [8, 8, 8], "checkpoint": ""}
+    changes |= {"embedding_size": 8, "dataset_dir": str(cohort), "output_dir": str(tmp_path)}
+    if name == "train.json":
+        changes["pretrained"] = ""
     workflow = ConfigWorkflow(str(CONFIGS / name), workflow_type=kind, logging_file=False, **changes)
     workflow.initialize()
     assert workflow.check_properties() == []
 
 
-def test_ids_that_other_programs_look_for() -> None:
-    """The zoo's verification reads them by these names; expressions would hide them."""
-    train, inference = ConfigParser(raw("pretrain.yaml")), ConfigParser(raw("inference.json"))
+@pytest.mark.parametrize("name", ["pretrain.yaml", "train.json"])
+def test_ids_of_training_that_other_programs_look_for(name: str) -> None:
+    """The zoo's verification and MONAI Label read them by these names; expressions would hide them."""
+    train = ConfigParser(raw(name))
     zoo = ["train#dataset#data", "train#handlers", "train#inferer", "validate#evaluator", "validate#handlers"]
     zoo += ["validate#dataset#data", "validate#key_metric", "val_interval", "output_dir", "run", "training"]
-    assert [name for name in zoo if name not in train] == []
-    assert [name for name in ("dataset#data", "handlers", "output_dir", "run") if name not in inference] == []
+    assert [key for key in zoo if key not in train] == []
     assert isinstance(train["train#handlers"], list)
     (handler,) = [h for h in train["train#handlers"] if h["_target_"] == "ValidationHandler"]
     assert (handler["validator"], handler["interval"]) == ("@validate#evaluator", "@val_interval")
-    for name in ("evaluate.yaml", "probe.yaml", "multi_gpu_pretrain.yaml"):
+
+
+def test_ids_of_inference_that_other_programs_look_for() -> None:
+    for name in ("inference.json", "embed.yaml"):
+        config = ConfigParser(raw(name))
+        assert [key for key in ("dataset#data", "handlers", "output_dir", "run", "inferer") if key not in config] == []
+    assert "embedding" in config
+    assert "postprocessing" in raw("inference.json")
+    for name in ("evaluate.yaml", "probe.yaml", "multi_gpu_pretrain.yaml", "multi_gpu_train.yaml"):
         assert "run" in raw(name)
 
 
-def test_inference_is_self_contained() -> None:
-    """JSON without macros on other files: MONAI Label and load() read it alone, from any folder."""
-    assert '"%' not in (CONFIGS / "inference.json").read_text()
+def test_monai_label_may_give_a_device_by_name() -> None:
+    """It writes "cuda" over `device`, which has no `type`."""
+    for name in ("train.json", "inference.json"):
+        assert "@device." not in (CONFIGS / name).read_text()
 
 
-def test_inference_repeats_what_pretraining_does() -> None:
-    """The encoder, its input and the deterministic preparation are written twice, and have to be the same."""
-    train, inference = raw("pretrain.yaml"), raw("inference.json")
-    shared = ["spatial_dims", "channels", "crop_size", "crop_spacing", "embedding_size", "norm", "encoder", "intensity"]
-    for key in (*shared, "foreground_threshold", "on_bad_image"):
-        assert train[key] == inference[key], key
+@pytest.mark.parametrize("name", ["train.json", "inference.json", "embed.yaml", "pretrain.yaml"])
+def test_self_contained(name: str) -> None:
+    """No macros on other files: MONAI Label and load() read the JSON files alone, from any folder."""
+    assert not re.search(r"%[^'\"]*\.(json|yaml|yml)", (CONFIGS / name).read_text())
 
-    def image_steps(steps: list[Any]) -> list[Any]:
-        """What changes the image: without origins, label maps, and the choice of entries to go on with."""
-        names = ("AnatomicalOrigind", "SelectItemsd", "Spacingd")
-        rest = [s for s in steps if isinstance(s, str) or not (s["_target_"].endswith(names) or s["keys"] == "label")]
-        return [s if isinstance(s, str) else {**s, "keys": "image"} for s in rest]
 
-    repeated = inference["preprocessing"]["transforms"]
-    assert image_steps(train["preprocessing"]) == image_steps(repeated)
+def steps_on_the_image(steps: list[Any]) -> list[Any]:
+    """What changes the image among transforms: without label maps, points, and the choice of entries to go on with."""
+    names = ("AnatomicalOrigind", "SelectItemsd", "ForegroundPointsd", "CheckCoveraged", "Compose")
+    labels = ("label", "@label_key")
+    rest = [s for s in steps if isinstance(s, str) or not (s["_target_"].endswith(names) or s["keys"] in labels)]
+    return [s if isinstance(s, str) else {**s, "keys": "image"} for s in rest]
+
+
+def test_what_configs_repeat_is_the_same() -> None:
+    """The encoder, its input and the deterministic preparation are written four times."""
+    train, inference, embed, pretrain = (
+        raw(n) for n in ("train.json", "inference.json", "embed.yaml", "pretrain.yaml")
+    )
+    shared = ["spatial_dims", "channels", "intensity", "on_bad_image"]
+    encoders = ["crop_size", "crop_spacing", "embedding_size", "norm", "encoder"]
+    for key in shared:
+        assert train[key] == inference[key] == embed[key] == pretrain[key], key
+    for key in encoders:
+        assert train[key] == inference[key] == raw("encoder_small.yaml")[key], key
+        assert embed[key] == pretrain[key] == raw("encoder_densenet121.yaml")[key], key
+    assert set(raw("encoder_small.yaml")) == set(raw("encoder_densenet121.yaml")) == set(encoders)
+    steps = steps_on_the_image(pretrain["preprocessing"])
+    assert len(steps) == 3
+    for other in (train["preparation"], inference["preprocessing"]["transforms"], embed["preprocessing"]["transforms"]):
+        assert steps_on_the_image(other) == steps
+    assert train["foreground_threshold"] == embed["foreground_threshold"] == pretrain["foreground_threshold"]
     # crops are resampled one by one in training, and a volume at once for a map
-    assert [step["pixdim"] for step in repeated if "Spacingd" in str(step)] == ["@crop_spacing"]
+    assert inference["inferer"]["spacing"] == embed["inferer"]["spacing"] == "@crop_spacing"
+    assert train["classes"] == inference["classes"]
+    head = {k: v for k, v in train["classifier"].items() if k != "dropout"}
+    assert head == inference["network_def"]
+    assert {**train["fixed_crops"], "num_samples": "@crops_per_volume"} == train["crops"]
+
+
+def test_processes_are_started_alike() -> None:
+    """The two overlays for several processes differ in what they lie on, not in what they do."""
+    pretrain, train = raw("multi_gpu_pretrain.yaml"), raw("multi_gpu_train.yaml")
+    assert {k: v for k, v in pretrain.items() if k != "+imports"} == {k: v for k, v in train.items() if k != "+imports"}
 
 
 def test_every_overlay_says_what_it_is() -> None:
-    """A head that a reader understands, and no key that the recipe does not know."""
+    """A head that a reader understands, and no key that neither the recipe nor the overlay itself uses."""
     known = ConfigParser(raw("pretrain.yaml"))
     for file in sorted(CONFIGS.glob("*.yaml")):
-        assert file.read_text().startswith("# "), file.name
+        text = file.read_text()
+        assert text.startswith("# "), file.name
         if file.name.startswith(("variant_", "encoder_", "group_norm", "demo")):
-            own = {"barlow_weight", "feature_size", "window_size", "lesion_key", "folds"}
-            unknown = [key for key in raw(file.name) if key.lstrip("+") not in known and key not in own]
-            assert not unknown, file.name
+            unknown = [k for k in raw(file.name) if k.lstrip("+") not in known and f"@{k.lstrip('+')}" not in text]
+            assert unknown == [], file.name
 
 
 def test_null_on_the_command_line_is_an_expression(monkeypatch: pytest.MonkeyPatch) -> None:

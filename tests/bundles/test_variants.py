@@ -136,7 +136,7 @@ def test_encoder_at_its_true_size(name: str, cohort: Path) -> None:
     output.square().sum().backward()
     assert not [k for k, p in network.named_parameters() if p.requires_grad and p.grad is None]
     batch_norms = [m for m in network.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
-    assert bool(batch_norms) == (name in ("densenet", "encoder_resnet"))
+    assert bool(batch_norms) == (name in ("densenet", "encoder_densenet121", "encoder_resnet", "encoder_unet"))
 
 
 def test_small_encoder_trains(cohort: Path, tmp_path: Path) -> None:

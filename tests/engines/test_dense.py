@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import DataLoader, Dataset, MetaTensor, list_data_collate
-from monai.transforms import Compose, Orientationd, ScaleIntensityRangePercentilesd, Spacingd
+from monai.transforms import Compose, Orientationd, ScaleIntensityRangePercentilesd, Spacing
 from torch import nn
 
 from anatomy_ssl.data.dataset import ScanDataset
@@ -84,6 +84,49 @@ def test_a_volume_smaller_than_the_crop_is_padded_about_its_middle() -> None:
     middle = voxel_to_world(volume.affine, torch.tensor([[1.5, y, 2.5] for y in (1.0, 4.0, 7.0)]))
     assert torch.allclose(world_of(grid), middle, atol=1e-4)
     assert torch.allclose(grid.as_tensor()[0].flatten(1).T, middle, atol=1e-4)
+
+
+@pytest.mark.parametrize("spacing", [None, (1.5, 3.0, 2.0)], ids=["voxels", "mm"])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_map_like_the_input_has_its_voxels(dims: int, spacing: tuple[float, ...] | None) -> None:
+    """In a volume of world coordinates, a voxel's value is its own place, up to half a crop from the edges."""
+    volume = ramp_volume(OBLIQUE[dims], (20, 17, 15)[:dims])
+    batch = list_data_collate([{"image": volume}])["image"]
+    roi, spacing = (4, 3, 5)[:dims], None if spacing is None else spacing[:dims]
+    for to_edges in (False, True):
+        infer = GridEmbeddingInferer(roi, 2, spacing=spacing, to_edges=to_edges, like_input=True)
+        found = infer(batch, mean)
+        assert found.shape == batch.shape
+        assert torch.allclose(found.affine[:dims, :dims], volume.affine[:dims, :dims].double())
+        assert torch.allclose(found.affine[:dims, -1], volume.affine[:dims, -1].double())
+        inner = (slice(None), *[slice(7, -7)] * dims)
+        assert torch.allclose(found[0].as_tensor()[inner], volume.as_tensor()[inner], atol=0.02)
+        assert found.min() >= volume.min() - 1e-3
+        assert found.max() <= volume.max() + 1e-3
+
+
+def test_crops_of_a_spacing_are_cut_from_the_resampled_volume() -> None:
+    """The map is that of the same volume resampled before, wherever its voxels come from."""
+    volume = MetaTensor(
+        torch.from_numpy(smooth_volume((18, 16, 20))).float()[None], affine=torch.from_numpy(OBLIQUE[3])
+    )
+    encoder = conv_encoder()
+    with torch.no_grad():
+        direct = GridEmbeddingInferer((6, 6, 6), 4, spacing=(2.0, 2.0, 3.0))(volume[None], encoder)
+        before = Spacing((2.0, 2.0, 3.0), diagonal=True)(volume)
+        by_hand = GridEmbeddingInferer((6, 6, 6), 4)(before[None], encoder)
+    assert torch.equal(direct.as_tensor(), by_hand.as_tensor())
+    assert torch.allclose(direct.affine, by_hand.affine)
+
+
+@pytest.mark.parametrize("like_input", [False, True])
+def test_a_volume_of_one_cell(like_input: bool) -> None:
+    """Smaller than the crop along each axis: one value, at every voxel."""
+    volume = ramp_volume(OBLIQUE[3], (4, 6, 2))
+    found = GridEmbeddingInferer((8, 8, 8), 8, like_input=like_input)(volume[None], mean)
+    assert found.shape[2:] == ((4, 6, 2) if like_input else (1, 1, 1))
+    middle = voxel_to_world(volume.affine, torch.tensor([[1.5, 2.5, 0.5]]))[0]
+    assert torch.allclose(found.as_tensor()[0].flatten(1), middle[:, None].expand(3, found[0, 0].numel()), atol=1e-3)
 
 
 @pytest.mark.parametrize("third_axis", [False, True])
@@ -159,10 +202,9 @@ def test_embeddings_of_a_crop_agree_in_all_48_orientations(
 
 @pytest.mark.parametrize("spacing", [None, (2.5, 2.0, 2.0)], ids=["voxels", "mm"])
 def test_maps_agree_in_all_48_orientations(spacing: tuple[float, ...] | None, stored: list[str]) -> None:
-    """The same for the dense map, by the chain of inference.json."""
-    resample = [] if spacing is None else [Spacingd("image", pixdim=spacing)]
-    data = Dataset([{"image": path} for path in stored], Compose([*preparation(), *resample]))
-    infer, encoder = GridEmbeddingInferer((8, 8, 8), 6), conv_encoder()
+    """The same for the dense map, by the chain of embed.yaml."""
+    data = Dataset([{"image": path} for path in stored], Compose(preparation()))
+    infer, encoder = GridEmbeddingInferer((8, 8, 8), 6, spacing=spacing), conv_encoder()
     with torch.no_grad():
         maps = [infer(batch["image"], encoder) for batch in DataLoader(data, batch_size=1)]
     for other in maps:

@@ -1,4 +1,4 @@
-"""FreezeUntil and SaveBest in MONAI's engines."""
+"""FreezeUntil and SaveNetwork in MONAI's engines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ignite.metrics import Metric
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from torch import nn
 
-from anatomy_ssl.handlers.finetuning import FreezeUntil, SaveBest
+from anatomy_ssl.handlers.finetuning import FreezeUntil, SaveNetwork
 
 
 class Net(nn.Module):
@@ -94,7 +94,7 @@ class Scripted(Metric):
         return next(self.values)
 
 
-def evaluator(network: nn.Module, values: list[float], saver: SaveBest) -> SupervisedEvaluator:
+def evaluator(network: nn.Module, values: list[float], saver: SaveNetwork) -> SupervisedEvaluator:
     """MONAI's evaluator with the scripted key metric."""
     return SupervisedEvaluator(
         device=torch.device("cpu"),
@@ -106,16 +106,16 @@ def evaluator(network: nn.Module, values: list[float], saver: SaveBest) -> Super
     )
 
 
-def validations(path: Path, values: list[float], saver: SaveBest | None = None) -> list[float]:
+def validations(path: Path, values: list[float], saver: SaveNetwork | None = None) -> list[float]:
     """What the file holds after each validation; the network's weight counts them."""
     network = nn.Linear(4, 1)
-    saver = saver or SaveBest(network, path)
+    saver = saver or SaveNetwork(network, path)
     saver.network = network
     engine, found = evaluator(network, values, saver), []
     for epoch in range(1, len(values) + 1):
         network.weight.data.fill_(epoch)
         engine.run(epoch)
-        found.append(float(torch.load(path, weights_only=True)["model"]["weight"][0, 0]))
+        found.append(float(torch.load(path, weights_only=True)["weight"][0, 0]))
     return found
 
 
@@ -125,9 +125,9 @@ def test_file_holds_the_best(tmp_path: Path) -> None:
 
 
 def test_resumed_run_knows_the_best(tmp_path: Path) -> None:
-    first = SaveBest(nn.Linear(1, 1), tmp_path / "model.pt")
+    first = SaveNetwork(nn.Linear(1, 1), tmp_path / "model.pt")
     validations(tmp_path / "model.pt", [0.5], first)
-    second = SaveBest(nn.Linear(1, 1), tmp_path / "model.pt")
+    second = SaveNetwork(nn.Linear(1, 1), tmp_path / "model.pt")
     second.load_state_dict(first.state_dict())
     assert validations(tmp_path / "model.pt", [0.4, 0.6], second) == [1, 2]
 
@@ -140,11 +140,22 @@ def test_not_a_number_is_said_and_never_beats_a_number(tmp_path: Path, caplog: p
 
 def test_end_of_training_is_written_only_where_nothing_was_validated(tmp_path: Path) -> None:
     path, network = tmp_path / "model.pt", Net()
-    train(network, [SaveBest(network, path)], 1, lambda _: None)
-    written = torch.load(path, weights_only=True)["model"]
+    train(network, [SaveNetwork(network, path)], 1, lambda _: None)
+    written = torch.load(path, weights_only=True)
     assert torch.equal(written["head.weight"], network.head.weight)
-    saver = SaveBest(network, path)
+    saver = SaveNetwork(network, path)
     validations(path, [0.5], saver)
     saver.network = network
     train(network, [saver], 1, lambda _: None)
-    assert list(torch.load(path, weights_only=True)["model"]) == ["weight", "bias"]
+    assert list(torch.load(path, weights_only=True)) == ["weight", "bias"]
+
+
+def test_keep_last_ignores_validations(tmp_path: Path) -> None:
+    path, network = tmp_path / "model.pt", Net()
+    saver = SaveNetwork(network, path, keep="last")
+    evaluator(network, [0.9], saver).run()
+    assert not path.exists()
+    train(network, [saver], 1, lambda _: None)
+    assert torch.equal(torch.load(path, weights_only=True)["head.weight"], network.head.weight)
+    with pytest.raises(ValueError, match="best or last"):
+        SaveNetwork(network, path, keep="first")

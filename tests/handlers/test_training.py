@@ -60,6 +60,18 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(value: float)
     assert "runs/a" in message
 
 
+def test_a_loss_without_named_terms_is_guarded_too() -> None:
+    """Fine-tuning's losses are torch's or MONAI's own."""
+
+    class Broken(torch.nn.Module):
+        def forward(self, pred: dict[str, torch.Tensor], goal: dict[str, torch.Tensor]) -> torch.Tensor:
+            return pred["embedding"].sum() * float("inf")
+
+    loss = Broken()
+    with pytest.raises(FloatingPointError, match=r"iteration 1 \(loss = "):
+        trainer([StopOnNonFiniteLoss(loss)], Net(), loss).run()
+
+
 def test_a_finite_loss_is_left_alone() -> None:
     """The guard changes no run."""
     loss = two_terms()

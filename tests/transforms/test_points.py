@@ -11,12 +11,10 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, Flipd, Orientationd, SpatialPadd
 
-from anatomy_ssl.transforms import RandPhysicalCropsd
 from anatomy_ssl.transforms.points import (
     AnatomicalOrigind,
     ForegroundPointsd,
     LabelPointsd,
-    LabelVolumed,
     body_mask,
     label_mask,
     label_points,
@@ -153,31 +151,3 @@ def test_without_a_label_the_origin_is_the_middle_of_the_bodys_box() -> None:
         origins.append(AnatomicalOrigind("label")(item)["origin"])
     assert origins[0].tolist() == [6.5, 10.5, 4.5]
     assert torch.equal(origins[1], origins[0] + 30)
-
-
-@pytest.mark.parametrize("spacing", [None, (2.0, 2.0, 2.0)])
-def test_the_volume_of_a_crops_label_is_in_cubic_millimetres(spacing: tuple[float, ...] | None) -> None:
-    """Counted voxels times their size, whatever the label's value; the map itself goes."""
-    label = np.zeros((30, 30, 30))
-    label[10:20, 12:18, 8:16] = 7
-    affine = np.diag([1.0, 2.0, 1.5, 1.0])
-    item = {"image": image(label, affine), "lesion": image(label, affine)}
-    true = 10 * 6 * 8 * 3.0
-    size = (20, 12, 16) if spacing is None else (14, 18, 12)
-    crops = RandPhysicalCropsd(
-        ["image", "lesion"], size, 5, spacing, candidates={"centre": 1.0}, jitter=0.5, mode=["bilinear", "nearest"]
-    ).set_random_state(0)({**item, "centre": torch.tensor([[14.5, 29.0, 17.25]])})
-    for crop in crops:
-        cut = crop["lesion"]
-        done = LabelVolumed("lesion")(crop)
-        assert "lesion" not in done
-        assert done["lesion_volume"].dtype == torch.float32
-        assert done["lesion_volume"] == (cut == 7).sum() * (3.0 if spacing is None else 8.0)
-        assert float(done["lesion_volume"]) == pytest.approx(true, rel=0.0 if spacing is None else 0.25)
-        assert LabelVolumed("lesion", labels=[3])(crop)["lesion_volume"] == 0
-
-
-def test_an_area_in_two_dimensions() -> None:
-    """Radiographs: mm^2."""
-    crop = {"mask": torch.ones(1, 4, 5), "crop_spacing": torch.tensor([0.5, 2.0])}
-    assert LabelVolumed("mask", volume_key="area")(crop)["area"] == 20

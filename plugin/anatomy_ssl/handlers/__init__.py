@@ -2,7 +2,7 @@
 
 from .checkpoint import ExportEncoder, TrainingCheckpoint, own_process_group
 from .embeddings import EmbeddingWriter
-from .finetuning import FreezeUntil, SaveBest
+from .finetuning import FreezeUntil, SaveNetwork
 from .pictures import CropPictures
 from .training import (
     ClipGradients,
@@ -24,7 +24,7 @@ __all__ = [
     "FreezeUntil",
     "LossTerms",
     "Progress",
-    "SaveBest",
+    "SaveNetwork",
     "SeedIterations",
     "StopOnNonFiniteLoss",
     "TrainingCheckpoint",

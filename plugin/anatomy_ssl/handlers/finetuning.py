@@ -65,29 +65,37 @@ class FreezeUntil:
             module.eval()
 
 
-class SaveBest:
-    """Writes the network whenever it is the best so far by an evaluator's key metric.
+class SaveNetwork:
+    """Writes the network: whenever it is the best so far by an evaluator's key metric, or when training ends.
 
-    The file is `{"model": state dict}` as MONAI's model zoo and MONAI Label read it, replaced in one step (MONAI's
-    `CheckpointSaver` writes in place). Only the first process writes. Attached to a trainer as well, the end of
-    training is written where no validation wrote anything. Keep the handler in the `save_dict` of `TrainingCheckpoint`,
-    so that a resumed run knows the best value of before.
+    The file is a plain state dict, the form that `monai.bundle.load`, MONAI's model zoo and MONAI Label all read:
+    `load` takes nothing from a dictionary around it, and does not say so. It is replaced in one step, where MONAI's
+    `CheckpointSaver` writes in place, by the first process only. The handler belongs on the trainer and the evaluator,
+    and into the `save_dict` of `TrainingCheckpoint`, so that a resumed run knows the best value of before.
 
     Args:
         network: what to save; a wrapper of distributed training is taken off.
         path: file to write.
+        keep: "best", or where nothing is validated the end of training; "last", the end of training in any case, for
+            few labels, of which none can be spared to choose by.
+
+    Raises:
+        ValueError: for any other `keep`.
     """
 
-    def __init__(self, network: nn.Module, path: str | os.PathLike[str]) -> None:
+    def __init__(self, network: nn.Module, path: str | os.PathLike[str], keep: str = "best") -> None:
+        if keep not in ("best", "last"):
+            raise ValueError(f"keep must be best or last, not {keep!r}")
+        self.keep = keep
         self.network, self.path = getattr(network, "module", network), path
         self.best = -math.inf
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator that has a key metric, or with a trainer."""
-        if getattr(engine.state, "key_metric_name", None):
-            engine.add_event_handler(Events.EPOCH_COMPLETED, self.after_validation)
-        else:
+        if not getattr(engine.state, "key_metric_name", None):
             engine.add_event_handler(Events.COMPLETED, self.after_training)
+        elif self.keep == "best":
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self.after_validation)
 
     def after_validation(self, engine: Any) -> None:
         """Write if the metric is higher than ever; one that is not a number counts as the lowest."""
@@ -103,11 +111,11 @@ class SaveBest:
     def after_training(self, engine: Engine) -> None:
         """Write what no validation has chosen from."""
         if self.best == -math.inf:
-            self._write("the end of training; nothing was validated")
+            self._write("the end of training")
 
     def _write(self, reason: str) -> None:
         if process_rank() == 0:
-            atomic_save({"model": self.network.state_dict()}, self.path)
+            atomic_save(self.network.state_dict(), self.path)
             logger.info("wrote the network to %s (%s)", self.path, reason)
 
     def state_dict(self) -> dict[str, torch.Tensor]:

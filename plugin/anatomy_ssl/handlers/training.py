@@ -136,7 +136,7 @@ class StopOnNonFiniteLoss:
     """Ends training before a NaN or infinite loss reaches the weights, and says which term it came from.
 
     Args:
-        loss: a `WeightedSumLoss`.
+        loss: a `WeightedSumLoss`, or any other, of which only the sum is known.
         output_dir: where the last good checkpoint lies, for the message.
 
     Raises:
@@ -154,7 +154,8 @@ class StopOnNonFiniteLoss:
         """Check the last loss."""
         if torch.isfinite(engine.state.output["loss"]):
             return
-        terms = ", ".join(f"{name} = {float(value):g}" for name, value in self.loss.values.items())
+        values = getattr(self.loss, "values", {"loss": engine.state.output["loss"]})
+        terms = ", ".join(f"{name} = {float(value):g}" for name, value in values.items())
         raise FloatingPointError(
             f"the loss is not finite at epoch {engine.state.epoch}, iteration {engine.state.iteration} ({terms}). The "
             f"weights are not touched; the last checkpoint is in {self.output_dir or 'output_dir'}. Lower the learning "

@@ -2,14 +2,18 @@
 
 from .crops import CropPositiond, RandPhysicalCropsd, crops_at
 from .distortions import RandCoarseDropout, RandCoarseShuffle, RandomViews
+from .labels import CheckCoveraged, ClassIndexd, LabelPresenced, LabelVolumed
 from .load import LoadVolumed
-from .points import AnatomicalOrigind, ForegroundPointsd, LabelPointsd, LabelVolumed
+from .points import AnatomicalOrigind, ForegroundPointsd, LabelPointsd
 
 __all__ = [
     "AnatomicalOrigind",
+    "CheckCoveraged",
+    "ClassIndexd",
     "CropPositiond",
     "ForegroundPointsd",
     "LabelPointsd",
+    "LabelPresenced",
     "LabelVolumed",
     "LoadVolumed",
     "RandCoarseDropout",

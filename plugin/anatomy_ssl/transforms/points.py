@@ -190,32 +190,3 @@ class AnatomicalOrigind(MapTransform):
                 raise BadImageError(path, f"labels {self.labels} are absent, so the patient has no reference point")
             d[self.origin_key] = points.mean(0)
         return d
-
-
-class LabelVolumed(MapTransform):
-    """Replace a crop's label map by the volume that the label takes in it: the target of lesion probes.
-
-    Args:
-        keys: crops of label maps `(1, *roi_size)`, cut with mode "nearest".
-        labels: label values that count; None takes every non-zero one. Voxels are counted, not values summed.
-        volume_key: where the volume goes, mm^3 (2D: mm^2), float32.
-        spacing_key: mm between the crop's samples, as `RandPhysicalCropsd` gives it.
-    """
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        labels: list[int] | None = None,
-        volume_key: str = "lesion_volume",
-        spacing_key: str = "crop_spacing",
-    ) -> None:
-        super().__init__(keys)
-        self.labels, self.volume_key, self.spacing_key = labels, volume_key, spacing_key
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Add the volume and drop the label map."""
-        d = dict(data)
-        for key in self.key_iterator(d):
-            mask = label_mask(d.pop(key), self.labels)
-            d[self.volume_key] = mask.sum().float() * torch.as_tensor(d[self.spacing_key]).prod()
-        return d

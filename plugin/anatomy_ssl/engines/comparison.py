@@ -1,0 +1,158 @@
+"""Fine-tuning against a baseline over several seeds: the same budget for all, a paired test, and nothing run twice."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anatomy_ssl.data.atomic import atomic_write
+from anatomy_ssl.metrics.statistics import mean_sd, paired_t_test
+from anatomy_ssl.metrics.tables import write_table
+
+__all__ = ["compare"]
+
+logger = logging.getLogger(__name__)
+
+Metrics = dict[str, float]
+
+
+def compare(
+    config_files: Sequence[str],
+    baselines: Mapping[str, str],
+    output_dir: str | Path,
+    seeds: Sequence[int] = (0, 1, 2),
+    name: str = "pretrained",
+    options: Mapping[str, Any] | None = None,
+) -> Path:
+    """Train and evaluate a configuration and its baselines with several seeds, and test the difference.
+
+    Each run is `monai.bundle run training` and then `evaluating` in a process of its own, with the same options; the
+    baseline differs by its overlay alone. A run that is complete is not repeated, one that was stopped is resumed: the
+    same call goes on where it was interrupted.
+
+    Args:
+        config_files: of the configuration, with run ids `training` and `evaluating`, of which the latter writes
+            `evaluation/metrics.csv` (MONAI's `MetricsSaver`).
+        baselines: name -> overlay put on top (`{"scratch": ".../scratch.yaml"}`).
+        output_dir: `NAME/seedS/` for each run, and `comparison.csv` and `.md`.
+        seeds: given to the configuration as `seed`.
+        name: of the configuration without overlay.
+        options: keys of the configuration and their values, for all runs alike.
+
+    Returns:
+        `comparison.csv`: one row per metric and method with mean and sd over seeds, and the difference of the first
+        method to each baseline with its 95% confidence interval and paired t-test: over seeds and, where the evaluation
+        lists patients, over patients (each patient's mean over seeds).
+
+    Raises:
+        ValueError: if there is no baseline, fewer than two seeds, or the folder holds runs of other options.
+        RuntimeError: if a run fails; names its log.
+    """
+    output, options = Path(output_dir), dict(options or {})
+    if not baselines or len(set(seeds)) < 2:
+        raise ValueError("a comparison needs a baseline and at least two different seeds")
+    _check_same(output / "comparison.json", {"files": list(config_files), "baselines": baselines, "options": options})
+    methods = {name: list(config_files), **{key: [*config_files, file] for key, file in baselines.items()}}
+    folders = {method: [output / method / f"seed{seed}" for seed in seeds] for method in methods}
+    for position, seed in enumerate(seeds):  # seed by seed: an interrupted comparison holds complete pairs
+        for method, files in methods.items():
+            _run(files, folders[method][position], {**options, "seed": seed})
+    values = {method: [read_metrics(folder) for folder in runs] for method, runs in folders.items()}
+    patients = {method: [read_patients(folder) for folder in runs] for method, runs in folders.items()}
+    return write_table(output / "comparison.csv", _rows(values, patients))
+
+
+def _check_same(path: Path, content: Mapping[str, Any]) -> None:
+    """Note what is compared, or refuse to mix it with runs of before."""
+    text = json.dumps(content, indent=1, default=str)
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        raise ValueError(
+            f"{path.parent} holds runs of other files or options (see {path.name}): give another output_dir"
+        )
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def _run(files: Sequence[str], folder: Path, options: Mapping[str, Any]) -> None:
+    """Train and evaluate once, unless that was done."""
+    if (folder / "evaluation" / "metrics.csv").exists():
+        logger.info("%s is complete", folder)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    given = [text for key, value in options.items() for text in (f"--{key}", "$None" if value is None else str(value))]
+    for run_id in ("training", "evaluating"):
+        logger.info("%s: %s", folder, run_id)
+        command = [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", str(list(files))]
+        command += ["--output_dir", str(folder), "--resume", "auto", *given]
+        log = folder / f"{run_id}.log"
+        with open(log, "w", encoding="utf-8") as stream:
+            failed = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode
+        if failed:
+            raise RuntimeError(f"{run_id} ended with exit code {failed}, see {log}: {_reason(log)}")
+
+
+def _reason(log: Path) -> str:
+    """The last line of a log that says something."""
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "it says nothing"
+
+
+def read_metrics(folder: Path) -> Metrics:
+    """Name -> value of a run's `evaluation/metrics.csv`."""
+    with open(folder / "evaluation" / "metrics.csv", newline="", encoding="utf-8") as file:
+        return {row[0]: float(row[1]) for row in csv.reader(file) if len(row) == 2}
+
+
+def read_patients(folder: Path) -> dict[str, Metrics]:
+    """Metric -> image -> mean over classes, of the `*_raw.csv` that a run's evaluation wrote."""
+    found = {}
+    for path in sorted((folder / "evaluation").glob("*_raw.csv")):
+        with open(path, newline="", encoding="utf-8") as file:
+            found[path.name.removesuffix("_raw.csv")] = {r["filename"]: float(r["mean"]) for r in csv.DictReader(file)}
+    return found
+
+
+def _rows(
+    values: Mapping[str, Sequence[Metrics]], patients: Mapping[str, Sequence[Mapping[str, Metrics]]]
+) -> list[dict[str, Any]]:
+    """The table: for each metric every method, then the tests of the first method against the others."""
+    first, *others = values
+    rows = []
+    for metric in values[first][0]:
+        series = {method: [run.get(metric, math.nan) for run in runs] for method, runs in values.items()}
+        for method in values:
+            mean, sd = mean_sd(series[method])
+            rows.append({"metric": metric, "method": method, "n": len(series[method]), "mean": mean, "sd": sd})
+        for other in others:
+            rows.append(_test(metric, first, other, "seeds", series[first], series[other]))
+            if all(metric in run for runs in (patients[first], patients[other]) for run in runs):
+                pair = [_mean_over_seeds([run[metric] for run in patients[method]]) for method in (first, other)]
+                common = sorted(pair[0].keys() & pair[1].keys())
+                a, b = ([means[image] for image in common] for means in pair)
+                rows.append(_test(metric, first, other, "patients", a, b))
+    return rows
+
+
+def _mean_over_seeds(runs: Sequence[Metrics]) -> Metrics:
+    """Image -> mean over the runs in which it has a value."""
+    return {image: float(np.mean([run.get(image, math.nan) for run in runs])) for image in runs[0]}
+
+
+def _test(metric: str, first: str, other: str, over: str, a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
+    """One row for a paired difference; no test where fewer than two pairs have values."""
+    row: dict[str, Any] = {"metric": metric, "method": f"{first} - {other}", "over": over}
+    try:
+        test = paired_t_test(a, b)
+    except ValueError:
+        return row
+    names = {"n": "n", "mean": "difference", "ci_low": "ci_low", "ci_high": "ci_high", "p": "p"}
+    return row | {name: test[key] for name, key in names.items()}
