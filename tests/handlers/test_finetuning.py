@@ -132,9 +132,9 @@ def test_resumed_run_knows_the_best(tmp_path: Path) -> None:
     assert validations(tmp_path / "model.pt", [0.4, 0.6], second) == [1, 2]
 
 
-def test_not_a_number_is_said_and_never_beats_a_number(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_undefined_metrics_choose_nothing_and_never_beat_a_number(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        assert validations(tmp_path / "model.pt", [float("nan"), 0.1, float("nan")]) == [1, 2, 2]
+        assert validations(tmp_path / "model.pt", [float("nan"), float("nan"), 0.1, float("nan")]) == [1, 2, 3, 3]
     assert "score is not a number" in caplog.text
 
 

@@ -22,7 +22,7 @@ SHAPE = {"spatial_dims": 3, "in_channels": 1, "channels": [4, 8, 16], "strides":
 ENCODER = {
     "_target_": "anatomy_ssl.networks.PooledEncoder",
     "out_channels": 8,
-    "backbone": {"_target_": "anatomy_ssl.networks.encoders.UNetEncoder", **SHAPE},
+    "backbone": {"_target_": "anatomy_ssl.networks.UNetEncoder", **SHAPE},
 }
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from monai.bundle import ConfigParser
 
 from anatomy_ssl.data.atomic import atomic_write
 from anatomy_ssl.metrics.statistics import mean_sd, paired_t_test
@@ -36,7 +37,8 @@ def compare(
     """Train and evaluate a configuration and its baselines with several seeds, and test the difference.
 
     Each run is `monai.bundle run training` and then `evaluating` in a process of its own, with the same options; the
-    baseline differs by its overlay alone. A run that is complete is not repeated, one that was stopped is resumed: the
+    baseline differs by its overlay alone, whose keys win over options of their name: `pretrained` given as an option
+    is not given to a baseline without pretraining. A run that is complete is not repeated, one that was stopped is resumed: the
     same call goes on where it was interrupted.
 
     Args:
@@ -46,7 +48,7 @@ def compare(
         output_dir: `NAME/seedS/` for each run, and `comparison.csv` and `.md`.
         seeds: given to the configuration as `seed`.
         name: of the configuration without overlay.
-        options: keys of the configuration and their values, for all runs alike.
+        options: keys of the configuration and their values, for all runs alike, but for what an overlay sets.
 
     Returns:
         `comparison.csv`: one row per metric and method with mean and sd over seeds, and the difference of the first
@@ -63,12 +65,19 @@ def compare(
     _check_same(output / "comparison.json", {"files": list(config_files), "baselines": baselines, "options": options})
     methods = {name: list(config_files), **{key: [*config_files, file] for key, file in baselines.items()}}
     folders = {method: [output / method / f"seed{seed}" for seed in seeds] for method in methods}
+    given = {name: options, **{key: _without(options, file) for key, file in baselines.items()}}
     for position, seed in enumerate(seeds):  # seed by seed: an interrupted comparison holds complete pairs
         for method, files in methods.items():
-            _run(files, folders[method][position], {**options, "seed": seed})
+            _run(files, folders[method][position], {**given[method], "seed": seed})
     values = {method: [read_metrics(folder) for folder in runs] for method, runs in folders.items()}
     patients = {method: [read_patients(folder) for folder in runs] for method, runs in folders.items()}
     return write_table(output / "comparison.csv", _rows(values, patients))
+
+
+def _without(options: Mapping[str, Any], overlay: str) -> dict[str, Any]:
+    """The options that an overlay leaves alone; on the command line they would replace what it sets."""
+    keys = [key.lstrip("+") for key in ConfigParser.load_config_file(overlay)]
+    return {option: v for option, v in options.items() if not any(f"{option}#".startswith(f"{k}#") for k in keys)}
 
 
 def _check_same(path: Path, content: Mapping[str, Any]) -> None:

@@ -16,8 +16,8 @@ def layerwise_parameters(
     """Parameter groups whose learning rate falls by a factor with each stage towards the input.
 
     The stages are the children of `module` that have parameters, in the order in which they were registered, which in
-    MONAI's encoders is the order of the forward pass (the members of containers count one by one: the blocks of a
-    ViT). The last stage gets `decay` times the full rate, the one before `decay` squared, and so on (BEiT, Bao et al.
+    MONAI's encoders is the order of the forward pass (the members of plain containers count one by one: the blocks of
+    a ViT; a dense or convolutional block is one stage, as deep as it is). The last stage gets `decay` times the full rate, the one before `decay` squared, and so on (BEiT, Bao et al.
     2021, appendix H). Everything outside `module` (heads, decoders) gets the full rate.
 
     Args:
@@ -57,7 +57,7 @@ def _stages(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
     """The children with parameters, containers replaced by their members."""
     for child_name, child in module.named_children():
         full = f"{name}.{child_name}".lstrip(".")
-        if isinstance(child, (nn.Sequential, nn.ModuleList)):
+        if type(child) in (nn.Sequential, nn.ModuleList):  # MONAI's blocks are Sequential's children: one stage each
             yield from _stages(child, full)
         elif any(True for _ in child.parameters()):
             yield full, child

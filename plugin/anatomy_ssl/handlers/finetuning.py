@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import sys
 from typing import Any
 
 import torch
@@ -98,14 +97,14 @@ class SaveNetwork:
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.after_validation)
 
     def after_validation(self, engine: Any) -> None:
-        """Write if the metric is higher than ever; one that is not a number counts as the lowest."""
+        """Write if the metric is higher than ever; one that is not a number chooses nothing, so the latest is kept."""
         name = engine.state.key_metric_name
         value = float(engine.state.metrics[name])
-        if math.isnan(value):
+        undefined = math.isnan(value)
+        if undefined:
             logger.warning("%s is not a number: the validation images may lack a class", name)
-            value = -sys.float_info.max
-        if value > self.best:
-            self.best = value
+        if value > self.best or (undefined and self.best == -math.inf):
+            self.best = self.best if undefined else value
             self._write(f"{name} {value:.4f}")
 
     def after_training(self, engine: Engine) -> None:

@@ -1,6 +1,13 @@
 """Encoders and heads."""
 
-from .encoders import PooledEncoder, SegResNetEncoder, with_group_norm
+from .encoders import PooledEncoder, SegResNetEncoder, UNetEncoder, with_group_norm
 from .heads import EncoderWithClassifier, EncoderWithHeads
 
-__all__ = ["EncoderWithClassifier", "EncoderWithHeads", "PooledEncoder", "SegResNetEncoder", "with_group_norm"]
+__all__ = [
+    "EncoderWithClassifier",
+    "EncoderWithHeads",
+    "PooledEncoder",
+    "SegResNetEncoder",
+    "UNetEncoder",
+    "with_group_norm",
+]
