@@ -1,0 +1,104 @@
+"""Global and local consistency of two views between a student and its teacher (PEAC)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .checks import float_rows
+from .gather import row_counts, sum_over_processes
+
+
+class GlobalConsistencyLoss(nn.Module):
+    """Squared distance of normalised image embeddings, each view's student against the other view's teacher.
+
+    Zhou et al. 2023 (arXiv 2312.00335), global consistency: mean over images of ||s1 - t2||^2 + ||s2 - t1||^2 with unit
+    vectors, 0 to 8. The released code takes the mean over the embedding's 8,192 elements times 100,000, that is this
+    loss times 12.2.
+    """
+
+    def forward(self, student_1: Tensor, student_2: Tensor, teacher_1: Tensor, teacher_2: Tensor) -> Tensor:
+        """Return the loss, a scalar that is the same on every process: the mean over the images of all of them.
+
+        Args:
+            student_1: `(N, F)` embeddings of the first views; NaN or infinity give a loss that is not finite.
+            student_2: `(N, F)`, of the second views of the same images.
+            teacher_1: `(N, F)`, the teacher's.
+            teacher_2: `(N, F)`.
+
+        Raises:
+            ValueError: shapes that differ.
+        """
+        s1, s2, t1, t2 = _unit_rows(student_1=student_1, student_2=student_2, teacher_1=teacher_1, teacher_2=teacher_2)
+        distance = (s1 - t2).square().sum() + (s2 - t1).square().sum()
+        return sum_over_processes(distance) / sum(row_counts(len(s1), s1.device))
+
+
+class LocalConsistencyLoss(nn.Module):
+    """Squared distance of normalised token embeddings, where two views show the same cell of the image.
+
+    Zhou et al. 2023 (arXiv 2312.00335), local consistency: over the cells that both views show, half of ||s1 - t2||^2 +
+    ||s2 - t1||^2 with unit vectors. By default the mean over all such pairs; in the paper the sum over an image's
+    pairs, and the mean over the images that have not been shuffled.
+
+    Args:
+        reduction: "pairs", or "images" for the paper's.
+
+    Raises:
+        ValueError: `reduction` is neither.
+    """
+
+    def __init__(self, reduction: str = "pairs") -> None:
+        super().__init__()
+        if reduction not in ("pairs", "images"):
+            raise ValueError(f"`reduction` has to be 'pairs' or 'images', got {reduction!r}.")
+        self.reduction = reduction
+
+    def forward(
+        self,
+        student_1: Tensor,
+        student_2: Tensor,
+        teacher_1: Tensor,
+        teacher_2: Tensor,
+        match: Tensor,
+        ordered: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss, a scalar that is the same on every process; 0 where no process has a pair.
+
+        Args:
+            student_1: `(N, T, F)` embeddings of the cells of the first views.
+            student_2: `(N, T, F)`, of the second views.
+            teacher_1: `(N, T, F)`, the teacher's.
+            teacher_2: `(N, T, F)`.
+            match: `(N, T)` integers, for each cell of the first view the cell of the second that shows the same, or -1
+                (`anatomy_ssl.transforms.match_cells`).
+            ordered: `(N,)` booleans, images whose first view has its cells in their true order; others do not count.
+                None counts all.
+
+        Raises:
+            ValueError: shapes that do not belong together.
+        """
+        shape = student_1.shape
+        if student_1.ndim != 3 or match.shape != shape[:2] or (ordered is not None and ordered.shape != shape[:1]):
+            found = [tuple(shape), tuple(match.shape), None if ordered is None else tuple(ordered.shape)]
+            raise ValueError(f"Tokens (N, T, F) need `match` (N, T) and `ordered` (N,), got {found}.")
+        views = {"student_1": student_1, "student_2": student_2, "teacher_1": teacher_1, "teacher_2": teacher_2}
+        s1, s2, t1, t2 = _unit_rows(**{name: view.flatten(0, 1) for name, view in views.items()})
+        ordered = torch.ones_like(match[:, 0], dtype=torch.bool) if ordered is None else ordered
+        shown = (match >= 0) & ordered[:, None]
+        first = shown.flatten().nonzero()[:, 0]
+        cells = torch.arange(len(match), device=match.device)[:, None] * shape[1]  # the images' first rows
+        second = (match + cells).flatten()[first]
+        distance = (s1[first] - t2[second]).square().sum() + (s2[second] - t1[first]).square().sum()
+        count = len(first) if self.reduction == "pairs" else int(ordered.sum())
+        return sum_over_processes(distance) / (2 * max(1, sum(row_counts(count, s1.device))))
+
+
+def _unit_rows(**views: Tensor) -> list[Tensor]:
+    """Rows `(N, F)` of one shape as unit vectors in at least float32, with autocast off."""
+    rows = {name: float_rows(view, name) for name, view in views.items()}
+    if len({row.shape for row in rows.values()}) != 1:
+        shapes = ", ".join(f"{name} {tuple(row.shape)}" for name, row in rows.items())
+        raise ValueError(f"Both views of student and teacher have to be one shape, got {shapes}.")
+    return [F.normalize(row, dim=1) for row in rows.values()]
