@@ -220,10 +220,11 @@ def export_nnunet(
         inflate: spread an encoder of one channel over images of several.
         seed: of the decoder's random start.
     """
+    from anatomy_ssl.handlers import switch
     from anatomy_ssl.weights import nnunet
 
     report = nnunet.export_nnunet(
-        str(encoder), str(output), str(plans), str(configuration), channels, inflate=bool(inflate), seed=int(seed)
+        str(encoder), str(output), str(plans), str(configuration), channels, inflate=switch(inflate), seed=int(seed)
     )
     print(f"wrote {output}: the encoder from {encoder} ({report.loaded} tensors), a random decoder, no class layers")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import monai.bundle
 import nibabel as nib
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
+from monai.bundle import ConfigParser
 from scipy.spatial import cKDTree
 
 from anatomy_ssl.data.embeddings import Embeddings
@@ -125,3 +127,12 @@ def test_without_weights_it_says_so(scans: Path, tmp_path: Path) -> None:
             device=torch.device("cpu"),
         )
     assert f"no weights at {tmp_path / 'model.pt'}" in repr(refused.value.__cause__)
+
+
+@pytest.mark.parametrize("word", ["false", "False", False])
+def test_switches_are_words_on_the_command_line(word: Any) -> None:
+    """`--to_edges false` arrives as a string, which Python takes for true."""
+    parser = ConfigParser(ConfigParser.load_config_file(CONFIGS / "embed.yaml"))
+    parser.update({"to_edges": word, "csv_embeddings": word})
+    assert parser.get_parsed_content("inferer").to_edges is False
+    assert parser.get_parsed_content("handlers")[0].csv_embeddings is False

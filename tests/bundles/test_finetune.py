@@ -10,6 +10,7 @@ from typing import Any
 
 import monai.bundle
 import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
@@ -90,11 +91,11 @@ def test_pretrained_weights_are_there_before_training(encoder: Path, cohort: Pat
 
 
 def test_scratch_yaml_is_the_baseline(encoder: Path, cohort: Path, tmp_path: Path) -> None:
-    """It takes the pretrained weights away and nothing else."""
+    """It takes the pretrained weights away; a random encoder is neither frozen nor held back."""
     parser = parsed(tmp_path, cohort, ("scratch.yaml",), base="train.json")
     assert parser.get_parsed_content("pretrained") is None
-    raw = ConfigParser.load_config_file(CONFIGS / "scratch.yaml")
-    assert list(raw) == ["pretrained"]
+    assert parser.get_parsed_content("freeze_epochs") == 0
+    assert len(parser.get_parsed_content("optimizer").param_groups) == 1
 
 
 def test_a_frozen_encoder_does_not_move(encoder: Path, cohort: Path, tmp_path: Path) -> None:
@@ -137,6 +138,33 @@ def test_label_fraction_takes_patients(cohort: Path, tmp_path: Path) -> None:
     assert len(patients(0.4)) == len(patients(2)) == 2
     assert patients(1) < patients(0.4) < patients(0.8)
     assert len({frozenset(patients(2, seed)) for seed in range(6)}) > 1
+
+
+def test_patients_of_each_part(cohort: Path, tmp_path: Path) -> None:
+    """Those of the list's split, and nobody in two of them, also where the validation is split off."""
+    document = json.loads(listed(cohort, tmp_path).read_text())
+    document["training"] += document.pop("validation")
+    (tmp_path / "two.json").write_text(json.dumps(document))
+    for name, held_out in (("changed.json", 1), ("two.json", 2)):
+        parser = parsed(tmp_path, tmp_path / name, **LESIONS, pretrained="", validation_fraction=0.3)
+        found = {}
+        for part in ("train", "validate", "test"):
+            found[part] = {item["subject"] for item in parser.get_parsed_content(f"{part}#dataset").data}
+        assert found["test"] == {item["subject"] for item in document["test"]}
+        assert len(found["validate"]) == held_out
+        assert sum(map(len, found.values())) == len(set.union(*found.values())) == 8
+
+
+def test_labels_are_not_blended(cohort: Path, tmp_path: Path) -> None:
+    """At a finer spacing than the label map's own there are no values between those of neighbouring organs."""
+    label = nib.load(sorted((cohort / "organs").iterdir())[0])
+    nib.save(nib.Nifti1Image(10 * label.get_fdata(dtype=np.float32), label.affine), tmp_path / "tens.nii.gz")
+    between = {"between": [v for v in range(280) if v % 10]}
+    changes = {"classes": between, "pretrained": "", "crop_spacing": [3.0, 3.0, 3.0], "label_fraction": 1.0}
+    first = listed(cohort, tmp_path, label=str(tmp_path / "tens.nii.gz"))
+    changes["train_items"] = "$anatomy_ssl.data.load_datalist(@dataset_dir, 'training', keys=('image', 'label'))[:1]"
+    parser = parsed(tmp_path, first, base="train.json", **changes)
+    assert not next(iter(parser.get_parsed_content("train#dataloader")))["label"].any()
 
 
 def test_resume_equals_an_uninterrupted_run(trained: Path, encoder: Path, cohort: Path, tmp_path: Path) -> None:

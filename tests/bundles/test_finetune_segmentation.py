@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,7 @@ SMALL_UNET = {
 QUICK: dict[str, Any] = {
     "classes": CLASSES,
     "pretrained": None,
-    "network_def": SMALL_UNET,
+    "model": SMALL_UNET,
     "encoder_module": "model.0",
     "spacing": [12.0, 12.0, 12.0],
     "patch_size": [16, 16, 16],
@@ -112,6 +115,29 @@ def test_resume_equals_uninterrupted(cohort: Path, tmp_path: Path) -> None:
     assert_same_weights(whole, stopped / "out")
 
 
+def test_a_frozen_encoder_gets_no_step(cohort: Path, tmp_path: Path) -> None:
+    """The optimiser has a state for what it has moved: all but the encoder's weight and bias."""
+    still = {}
+    for epochs in (0, 1):
+        output = finetune("training", tmp_path / str(epochs), cohort, epochs=1, repeats=1, freeze_epochs=epochs)
+        optimizer = torch.load(output / "checkpoint.pt", weights_only=True)["optimizer"]
+        everything = [number for group in optimizer["param_groups"] for number in group["params"]]
+        still[epochs] = len(everything) - len(optimizer["state"])
+    assert still[0] == 0
+    assert still[1] >= 2
+
+
+def test_a_longer_run_goes_on_by_its_own_schedule(cohort: Path, tmp_path: Path) -> None:
+    """The learning rate falls to zero at the end of training, and not before it rises again."""
+    output = finetune("training", tmp_path, cohort, epochs=2, repeats=1)
+    rates = []
+    for epochs in (2, 4):
+        finetune("training", tmp_path, cohort, epochs=epochs, repeats=1, resume=True)
+        saved = torch.load(output / "checkpoint.pt", weights_only=True)
+        rates.append(saved["optimizer"]["param_groups"][0]["lr"])
+    assert rates == pytest.approx([0.0, 0.0], abs=1e-9)
+
+
 def stop(folder: Path, cohort: Path) -> None:
     """Train until a signal in the second iteration."""
     workflow = monai.bundle.create_workflow(
@@ -124,7 +150,7 @@ def stop(folder: Path, cohort: Path) -> None:
 def network(folder: Path, **changes: Any) -> torch.nn.Module:
     """What the recipe builds by itself: SwinUNETR."""
     parser = ConfigParser()
-    own = {key: value for key, value in QUICK.items() if key not in ("network_def", "encoder_module", "pretrained")}
+    own = {key: value for key, value in QUICK.items() if key not in ("model", "encoder_module", "pretrained")}
     folder.mkdir(exist_ok=True)
     (folder / "own.json").write_text(json.dumps({**own, "feature_size": 12, **changes}))
     parser.read_config([str(CONFIGS / "finetune_segmentation.yaml"), str(folder / "own.json")])
@@ -162,5 +188,113 @@ def test_without_the_encoder_file_it_says_so(tmp_path: Path) -> None:
     assert "none.pt" in str(error.value.__cause__ or error.value)
 
 
-def test_scratch_overlay_changes_the_start_alone() -> None:
-    assert list(ConfigParser.load_config_file(CONFIGS / "scratch.yaml")) == ["pretrained"]
+def test_scratch_overlay_has_no_key_of_its_own() -> None:
+    """It takes the pretrained weights away, with what protects them."""
+    scratch = ConfigParser.load_config_file(CONFIGS / "scratch.yaml")
+    assert scratch == {"pretrained": None, "freeze_epochs": 0, "layerwise_decay": 1.0}
+    for base in ("train.json", "finetune_segmentation.yaml"):
+        assert scratch.keys() <= ConfigParser.load_config_file(CONFIGS / base).keys()
+
+
+def test_few_labels_leave_validation_and_test_as_they_are(cohort: Path, tmp_path: Path) -> None:
+    """label_fraction takes patients away from the training alone, and nobody is in two parts."""
+    found = {}
+    for fraction in (1.0, 2):
+        parser = ConfigParser()
+        parser.read_config(files(tmp_path, label_fraction=fraction, cache_rate=0.0))
+        parser["dataset_dir"] = str(cohort)
+        data = {part: parser.get_parsed_content(f"{part}#dataset").data for part in ("train", "validate", "test")}
+        found[fraction] = {part: {item["subject"] for item in items} for part, items in data.items()}
+    everyone, few = found[1.0], found[2]
+    assert (few["validate"], few["test"]) == (everyone["validate"], everyone["test"])
+    assert len(few["train"]) == 2
+    assert few["train"] < everyone["train"]
+    assert sum(map(len, everyone.values())) == len(set.union(*everyone.values()))
+
+
+def test_scans_of_one_name_do_not_replace_one_another(trained: Path, cohort: Path, tmp_path: Path) -> None:
+    """Masks repeat the folders that the scans lie in; labels that a list names but are not there are not asked for."""
+    items = []
+    for name, item in zip("ab", load_datalist(cohort, "test")):
+        (tmp_path / name).mkdir()
+        shutil.copy(item["image"], tmp_path / name / "ct.1.nii.gz")
+        items.append({"image": f"{name}/ct.1.nii.gz", "label": f"{name}/absent.nii.gz", "subject": name})
+    (tmp_path / "list.json").write_text(json.dumps({"test": items}))
+    folder = tmp_path / "folder"
+    (folder / "out").mkdir(parents=True)
+    shutil.copy(trained / "model.pt", folder / "out")
+    output = finetune("inferring", folder, tmp_path / "list.json")
+    found = {str(path.relative_to(output / "masks")) for path in output.rglob("*.nii.gz")}
+    assert found == {"a/ct.1_mask.nii.gz", "b/ct.1_mask.nii.gz"}
+
+
+def test_evaluating_needs_no_encoder_file(trained: Path, cohort: Path, tmp_path: Path) -> None:
+    """Only model.pt, which has all weights; and says so where there is none."""
+    nowhere = str(tmp_path / "nowhere.pt")
+    with pytest.raises(RuntimeError) as refused:
+        finetune("evaluating", tmp_path, cohort, pretrained=nowhere)
+    assert f"no weights at {tmp_path / 'out' / 'model.pt'}" in repr(refused.value.__cause__)
+    (tmp_path / "out").mkdir()
+    shutil.copy(trained / "model.pt", tmp_path / "out")
+    output = finetune("evaluating", tmp_path, cohort, pretrained=nowhere)
+    assert (output / "evaluation" / "metrics.csv").read_text() == (trained / "evaluation" / "metrics.csv").read_text()
+
+
+def test_flat_scans(tmp_path: Path) -> None:
+    """In two dimensions, whether or not the file has a third axis: masks where they belong."""
+    items = []
+    for i in range(4):
+        x, y = np.mgrid[:40, :34]
+        lesion = (x - 24 - i) ** 2 + (y - 10) ** 2 < 30
+        for name, values in (("scan", 50.0 * (x > 6) + 100 * lesion), ("label", lesion)):
+            values = values.astype(np.float32)
+            nib.save(
+                nib.Nifti1Image(values[..., None] if i % 2 else values, np.diag([-2.0, 2.0, 1.0, 1.0])),
+                tmp_path / f"{name}{i}.nii.gz",
+            )
+        items.append({"image": f"scan{i}.nii.gz", "label": f"label{i}.nii.gz", "subject": f"{i}"})
+    (tmp_path / "list.json").write_text(json.dumps({"training": items[:2], "test": items[2:]}))
+    flat = {"spatial_dims": 2, "spacing": [2.0, 2.0], "patch_size": [16, 16], "classes": {"lesion": None}}
+    flat |= {"model": {**SMALL_UNET, "spatial_dims": 2, "dropout": 0.0}, "val_items": [], "validation_fraction": 0}
+    folder = tmp_path / "run"
+    finetune("training", folder, tmp_path / "list.json", epochs=10, repeats=8, **flat)
+    output = finetune("inferring", folder, tmp_path / "list.json", **flat)
+    for i in range(4):
+        mask, truth = (nib.load(f) for f in (output / "masks" / f"scan{i}_mask.nii.gz", tmp_path / f"label{i}.nii.gz"))
+        np.testing.assert_allclose(mask.affine, truth.affine, atol=1e-4)
+        found, lesion = (np.asarray(image.dataobj).reshape(40, 34) > 0 for image in (mask, truth))
+        assert mask.shape[:2] == (40, 34)
+        assert 2 * (found & lesion).sum() / (found.sum() + lesion.sum()) > 0.7
+
+
+def test_scans_smaller_than_the_patch_see_their_border_repeated(tmp_path: Path) -> None:
+    """As in training, where zero would be tissue and not air."""
+    parser = ConfigParser(ConfigParser.load_config_file(CONFIGS / "finetune_segmentation.yaml"))
+    parser["patch_size"] = [8, 8, 8]
+    seen: list[torch.Tensor] = []
+    parser.get_parsed_content("validate#inferer")(-torch.ones(1, 1, 4, 12, 6), lambda x: (seen.append(x.clone()), x)[1])
+    assert all(bool((patch == -1).all()) for patch in seen)
+
+
+def test_trains_on_all_patients_without_validation(cohort: Path, tmp_path: Path) -> None:
+    output = finetune("training", tmp_path, cohort, epochs=1, val_items=[], validation_fraction=0)
+    assert {file.name for file in output.iterdir()} == {"checkpoint.pt", "model.pt"}
+
+
+def test_two_processes(cohort: Path, tmp_path: Path) -> None:
+    """multi_gpu_train.yaml fits this recipe, frozen encoder and layer-wise rates included: equal weights, one file."""
+    record = {"_target_": "tests.bundles.runs.RecordProcess", "folder": str(tmp_path)}
+    record |= {"network": "@network_def", "evaluator": "@validate#evaluator"}
+    three = "$anatomy_ssl.data.load_datalist(@dataset_dir, 'all', keys=('image', 'label'))[:3]"
+    changes = {"layerwise_decay": 0.7, "freeze_epochs": 1, "val_items": three, "+train#handlers": [record]}
+    names = files(tmp_path, **changes)
+    names.insert(1, str(CONFIGS / "multi_gpu_train.yaml"))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    command = [*launch, "-m", "monai.bundle", "run", "training", "--config_file", str(names)]
+    command += ["--dataset_dir", str(cohort), "--output_dir", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, second = [torch.load(tmp_path / f"process_{i}.pt", weights_only=False) for i in range(2)]
+    assert all(torch.equal(value, second["weights"][name]) for name, value in first["weights"].items())
+    assert first["metrics"] == second["metrics"]
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"checkpoint.pt", "model.pt"}

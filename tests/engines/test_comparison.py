@@ -92,6 +92,15 @@ def test_goes_on_where_it_was_interrupted(files: dict[str, str], tmp_path: Path)
 
 
 @pytest.mark.usefixtures("in_this_process")
+def test_an_option_does_not_replace_what_the_baseline_sets(files: dict[str, str], tmp_path: Path) -> None:
+    """Else --pretrained FILE would be given to scratch too, and pretrained be compared with itself."""
+    given = {"pretrained": "mine.pt", "pretrained#part": "encoder", "shift": 0.02}
+    assert comparison._without(given, files["scratch"]) == {"shift": 0.02}
+    del given["pretrained#part"]
+    assert run(files, tmp_path / "given", **given)[2] == run(files, tmp_path / "plain", shift=0.02)[2]
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_runs_of_other_options_are_not_mixed(files: dict[str, str], tmp_path: Path) -> None:
     run(files, tmp_path / "out")
     with pytest.raises(ValueError, match="other files or options"):
@@ -99,7 +108,7 @@ def test_runs_of_other_options_are_not_mixed(files: dict[str, str], tmp_path: Pa
 
 
 def test_runs_in_processes_of_their_own_and_a_failed_one_names_its_log(files: dict[str, str], tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"pretrained/seed0/training\.log"):
+    with pytest.raises(RuntimeError, match=r"pretrained/seed0/training\.log: ValueError: the training broke"):
         run(files, tmp_path / "out", fail=True)
     assert "the training broke" in (tmp_path / "out" / "pretrained" / "seed0" / "training.log").read_text()
 

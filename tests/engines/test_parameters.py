@@ -57,6 +57,14 @@ def test_order_is_that_of_the_network(network: nn.Module, module: str, order: li
     assert len(set(firsts)) == len(firsts)
 
 
+def test_a_block_is_one_stage() -> None:
+    """However many layers it has: else the decay of a DenseNet's 60 layers would freeze its first ones."""
+    network = DenseNet121(spatial_dims=2, in_channels=1, out_channels=2)
+    found = rates(network, 0.8, "")
+    assert len({rate for name, rate in found.items() if "denseblock3" in name}) == 1
+    assert min(found.values()) > 0.05
+
+
 def test_no_decay_is_one_group() -> None:
     (group,) = layerwise_parameters(nn.Linear(2, 2), 0.1)
     assert group["lr"] == 0.1

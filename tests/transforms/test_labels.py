@@ -81,7 +81,7 @@ def test_presence_of_classes() -> None:
     assert item["label"].dtype == torch.float32
     empty = LabelPresenced("mask", classes, presence_key="there")({"mask": torch.zeros(1, 4, 5, 6)})
     assert empty["there"].tolist() == [0.0] * 5
-    with pytest.raises(ValueError, match="classes is empty"):
+    with pytest.raises(ValueError, match="give the names and label values"):
         LabelPresenced("mask", {})
 
 
@@ -126,3 +126,11 @@ def test_a_label_map_that_is_short_is_refused(orientation: str) -> None:
         turned = Orientationd("label", orientation, labels=None)({"label": label})["label"]
         with pytest.raises(ValueError, match=r"mask\.nii: does not cover scan\.nii"):
             CheckCoveraged("label")({"image": scan, "label": turned})
+
+
+@pytest.mark.parametrize("classes", [{}, ["liver"], {"liver": "eleven"}, {"liver": [1.5]}, {"liver": True}])
+def test_classes_that_are_no_names_with_values_are_refused(classes: Any) -> None:
+    """With the name of the class, before any image is read."""
+    for transform in (ClassIndexd, LabelPresenced):
+        with pytest.raises(ValueError, match=r"^class(es is|\ 'liver').*: give"):
+            transform("label", classes)

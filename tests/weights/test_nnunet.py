@@ -255,11 +255,12 @@ def test_command(write_plans, pretrain, tmp_path: Path, monkeypatch, capsys) -> 
     """`python -m anatomy_ssl export-nnunet`."""
     plans, output = write_plans(), tmp_path / "weights.pth"
     given = ["export-nnunet", "--encoder", pretrain(plans)[1], "--plans", plans, "--output", output]
-    for further, code in (([], 2), (["--configuration", "2d"], 2), (["--channels", 1], 0)):
+    inflated = ["--channels", 2, "--inflate", "false"]
+    for further, code in (([], 2), (["--configuration", "2d"], 2), (inflated, 2), (["--channels", 1], 0)):
         monkeypatch.setattr(sys, "argv", ["anatomy_ssl", *map(str, given), *map(str, further)])
         assert main() == code
     captured = capsys.readouterr()
-    assert captured.err.count("error: ") == 2
+    assert captured.err.count("error: ") == 3
     assert f"wrote {output}" in captured.out
     load(plan_network(plans), output)
 

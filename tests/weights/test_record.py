@@ -88,6 +88,15 @@ def test_export_refuses_other_checkpoints(trained: Path, tmp_path: Path) -> None
     assert not (tmp_path / "e.pt").exists()
 
 
+def test_a_checkpoint_is_not_written_over(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The optimizer's state would be gone."""
+    before = trained.read_bytes()
+    monkeypatch.chdir(trained.parent)
+    with pytest.raises(ValueError, match="is the checkpoint itself"):
+        export_encoder(trained, "checkpoint.pt")
+    assert trained.read_bytes() == before
+
+
 def test_records_are_json(tmp_path: Path) -> None:
     for bad in (tmp_path, float("nan"), torch.zeros(1)):
         with pytest.raises(ValueError, match="JSON"):

@@ -115,6 +115,14 @@ def test_a_version_is_published_once(bundle: Path, edit: Callable[..., None], tm
     assert list(json.loads(packed.index.read_text())) == ["tiny_v0.2.0", "tiny_v0.3.0"]
 
 
+@pytest.mark.parametrize("place", [".", "docs"])
+def test_a_bundle_does_not_hold_its_own_zip(place: str, bundle: Path) -> None:
+    before = sorted(bundle.rglob("*"))
+    with pytest.raises(ValueError, match="is in the bundle"):
+        pack_bundle(bundle, bundle / place)
+    assert sorted(bundle.rglob("*")) == before
+
+
 @pytest.mark.parametrize("content", ["{", "[]"])
 def test_an_index_that_cannot_be_read(content: str, bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "index.json").write_text(content)

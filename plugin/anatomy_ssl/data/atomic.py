@@ -70,7 +70,7 @@ def safe_load(path: str | os.PathLike[str]) -> Any:
         damaged = _bad_sum(path)
         content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        found = re.search(r"(?:Unsupported global: |unsupported )GLOBAL (\S+)", str(error))
         if found:
             raise ValueError(
                 f"{path} holds a pickled {found.group(1)}, which could run code: re-save its tensors alone with "

@@ -206,7 +206,9 @@ def check_volume(volume: MetaTensor, path: Any, spatial_dims: int = 3, channels:
         BadImageError: when anything is wrong; it names file, cause and remedy.
     """
     if spatial_dims == 2 and volume.ndim == 4 and volume.shape[-1] == 1:
-        meta = {**volume.meta, MetaKeys.AFFINE: to_affine_nd(2, volume.affine)}
+        # MONAI's SaveImage would take the channel of a result for an axis where spatial_shape has as many numbers
+        shape = np.asarray(volume.shape[1:3])
+        meta = {**volume.meta, MetaKeys.AFFINE: to_affine_nd(2, volume.affine), MetaKeys.SPATIAL_SHAPE: shape}
         volume = MetaTensor(volume.as_tensor()[..., 0], meta=meta)
     if volume.ndim != spatial_dims + 1:
         raise BadImageError(path, f"has {volume.ndim - 1} spatial axes, {spatial_dims} are expected")

@@ -65,7 +65,7 @@ def label_subset(items: Sequence[Item], fraction: float = 1.0, seed: int = 0) ->
     if unnamed is not None:
         raise ValueError(f"{unnamed.get('image')} has no `subject`, by which labels are counted; give it one.")
     patients = sorted({str(item["subject"]) for item in items})
-    valid = fraction > 0 and (isinstance(fraction, int) or fraction <= 1)
+    valid = isinstance(fraction, (int, float)) and fraction > 0 and (isinstance(fraction, int) or fraction <= 1)
     count = 0 if not valid else fraction if isinstance(fraction, int) else max(1, round(fraction * len(patients)))
     if not 1 <= count <= len(patients):
         raise ValueError(

@@ -3,6 +3,7 @@
 from .dense import GridEmbeddingInferer
 from .embedding import embed_crops
 from .evaluation import PositionEvaluation
+from .grid_batch import PrepareGridViews
 from .parameters import layerwise_parameters
 from .prepare_batch import PrepareViews
 from .probe import LesionProbe
@@ -11,6 +12,7 @@ __all__ = [
     "GridEmbeddingInferer",
     "LesionProbe",
     "PositionEvaluation",
+    "PrepareGridViews",
     "PrepareViews",
     "embed_crops",
     "layerwise_parameters",

@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -38,8 +39,8 @@ def compare(
 
     Each run is `monai.bundle run training` and then `evaluating` in a process of its own, with the same options; the
     baseline differs by its overlay alone, whose keys win over options of their name: `pretrained` given as an option
-    is not given to a baseline without pretraining. A run that is complete is not repeated, one that was stopped is resumed: the
-    same call goes on where it was interrupted.
+    is not given to a baseline without pretraining. A run that is complete is not repeated, one that was stopped is
+    resumed: the same call goes on where it was interrupted.
 
     Args:
         config_files: of the configuration, with run ids `training` and `evaluating`, of which the latter writes
@@ -110,9 +111,10 @@ def _run(files: Sequence[str], folder: Path, options: Mapping[str, Any]) -> None
 
 
 def _reason(log: Path) -> str:
-    """The last line of a log that says something."""
+    """The line of a log that names the cause: of errors wrapped in others, the first."""
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it says nothing"
+    raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Interrupt): ", line)]
+    return [*raised[:1], *lines[-1:], "it says nothing"][0][:300]
 
 
 def read_metrics(folder: Path) -> Metrics:

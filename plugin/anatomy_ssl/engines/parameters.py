@@ -16,9 +16,10 @@ def layerwise_parameters(
     """Parameter groups whose learning rate falls by a factor with each stage towards the input.
 
     The stages are the children of `module` that have parameters, in the order in which they were registered, which in
-    MONAI's encoders is the order of the forward pass (the members of plain containers count one by one: the blocks of
-    a ViT; a dense or convolutional block is one stage, as deep as it is). The last stage gets `decay` times the full rate, the one before `decay` squared, and so on (BEiT, Bao et al.
-    2021, appendix H). Everything outside `module` (heads, decoders) gets the full rate.
+    MONAI's encoders is the order of the forward pass (the members of plain containers count one by one: the blocks of a
+    ViT; a dense or convolutional block is one stage, as deep as it is). The last stage gets `decay` times the full
+    rate, the one before `decay` squared, and so on (BEiT, Bao et al. 2021, appendix H). Everything outside `module`
+    (heads, decoders) gets the full rate.
 
     Args:
         network: the network to train.

@@ -3,6 +3,7 @@
 from .checkpoint import ExportEncoder, TrainingCheckpoint, own_process_group
 from .embeddings import EmbeddingWriter
 from .finetuning import FreezeUntil, SaveNetwork
+from .momentum import MomentumTeacher
 from .pictures import CropPictures
 from .training import (
     ClipGradients,
@@ -23,6 +24,7 @@ __all__ = [
     "ExportEncoder",
     "FreezeUntil",
     "LossTerms",
+    "MomentumTeacher",
     "Progress",
     "SaveNetwork",
     "SeedIterations",

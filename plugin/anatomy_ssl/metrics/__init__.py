@@ -1,6 +1,8 @@
 """What is computed on embeddings: position, collapse, probes and their statistics."""
 
 from anatomy_ssl.metrics.collapse import rankme, spread
+from anatomy_ssl.metrics.dice import ClassDice
+from anatomy_ssl.metrics.grid import GridQuality
 from anatomy_ssl.metrics.position import (
     cross_fitted_position_scores,
     fit_position,
@@ -18,7 +20,9 @@ from anatomy_ssl.metrics.statistics import comparison_table, mean_sd, paired_t_t
 from anatomy_ssl.metrics.tables import markdown_table, write_table
 
 __all__ = [
+    "ClassDice",
     "EmbeddingQuality",
+    "GridQuality",
     "comparison_table",
     "cross_fitted_position_scores",
     "cross_validate",

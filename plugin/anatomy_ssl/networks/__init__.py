@@ -1,13 +1,19 @@
 """Encoders and heads."""
 
 from .encoders import PooledEncoder, SegResNetEncoder, UNetEncoder, with_group_norm
+from .grid_consistency import GridConsistencyNetwork
 from .heads import EncoderWithClassifier, EncoderWithHeads
+from .momentum import StudentTeacher
+from .swin import SwinEncoder
 
 __all__ = [
     "EncoderWithClassifier",
     "EncoderWithHeads",
+    "GridConsistencyNetwork",
     "PooledEncoder",
     "SegResNetEncoder",
+    "StudentTeacher",
+    "SwinEncoder",
     "UNetEncoder",
     "with_group_norm",
 ]

@@ -17,6 +17,28 @@ from anatomy_ssl.transforms.points import label_mask, voxel_to_world
 __all__ = ["CheckCoveraged", "ClassIndexd", "LabelPresenced", "LabelVolumed"]
 
 
+Classes = Mapping[str, "int | Sequence[int] | None"]
+
+
+def class_values(classes: Classes) -> dict[str, list[int] | None]:
+    """Name -> label values, None for every non-zero one.
+
+    Raises:
+        ValueError: if there are no classes, or something else than whole numbers for one.
+    """
+    if not isinstance(classes, Mapping) or not classes:
+        raise ValueError(f'classes is {classes!r}: give the names and label values, {{"lesion": [1]}}')
+    values: dict[str, list[int] | None] = {}
+    for name, given in classes.items():
+        numbers = () if given is None else ensure_tuple(given)
+        if any(isinstance(n, bool) or not isinstance(n, int) for n in numbers):
+            raise ValueError(
+                f"class {name!r} has the label values {given!r}: give whole numbers, or null for any but 0"
+            )
+        values[name] = None if given is None else list(numbers)
+    return values
+
+
 class ClassIndexd(MapTransform):
     """Replace the values of a label map by class indices: 0 for background and what is no class, 1..K for the classes.
 
@@ -24,11 +46,14 @@ class ClassIndexd(MapTransform):
         keys: label maps `(1, *spatial)`.
         classes: name -> label value, values, or None for every non-zero one; the first class has index 1. Where two
             classes name one value, the later one has it.
+
+    Raises:
+        ValueError: see `class_values`.
     """
 
-    def __init__(self, keys: KeysCollection, classes: Mapping[str, int | Sequence[int] | None]) -> None:
+    def __init__(self, keys: KeysCollection, classes: Classes) -> None:
         super().__init__(keys)
-        self.values = [None if v is None else [int(value) for value in ensure_tuple(v)] for v in classes.values()]
+        self.values = list(class_values(classes).values())
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace the values."""
@@ -79,16 +104,12 @@ class LabelPresenced(MapTransform):
         presence_key: where the vector goes, `(K,)` float32 of 0 and 1, in the order of the classes.
 
     Raises:
-        ValueError: if there are no classes.
+        ValueError: see `class_values`.
     """
 
-    def __init__(
-        self, keys: KeysCollection, classes: Mapping[str, Sequence[int] | None], presence_key: str = "label"
-    ) -> None:
+    def __init__(self, keys: KeysCollection, classes: Classes, presence_key: str = "label") -> None:
         super().__init__(keys)
-        if not classes:
-            raise ValueError('classes is empty: give the name and the label values of one at least, {"lesion": [1]}')
-        self.classes = {name: None if v is None else list(ensure_tuple(v)) for name, v in classes.items()}
+        self.classes = class_values(classes)
         self.presence_key = presence_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -1,9 +1,10 @@
 """Weights: export an encoder with its provenance, load one into any network, and refuse what does not fit."""
 
-from anatomy_ssl.weights.files import file_hash, fingerprint, read_state, read_weights
-from anatomy_ssl.weights.loading import LoadReport, check_recipe, load_pretrained, pretrained
+from anatomy_ssl.weights.files import file_hash, fingerprint, read_state, read_weights, settings_of
+from anatomy_ssl.weights.loading import check_recipe, load_pretrained, pretrained
 from anatomy_ssl.weights.record import WeightsSummary, export_encoder, inspect, save_encoder, training_record
 from anatomy_ssl.weights.released import import_released
+from anatomy_ssl.weights.report import LoadReport
 
 __all__ = [
     "LoadReport",
@@ -19,5 +20,6 @@ __all__ = [
     "read_state",
     "read_weights",
     "save_encoder",
+    "settings_of",
     "training_record",
 ]

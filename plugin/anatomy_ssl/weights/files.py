@@ -8,11 +8,12 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from anatomy_ssl.data.atomic import safe_load
 
-__all__ = ["canonical", "file_hash", "fingerprint", "read_state", "read_weights", "some_of"]
+__all__ = ["canonical", "file_hash", "fingerprint", "read_state", "read_weights", "settings_of", "some_of"]
 
 STATE_KEYS = ("model", "encoder", "state_dict")  # the last is that of MONAI's published weights
 SHOWN = 5  # names per list in reports and errors
@@ -67,6 +68,30 @@ def fingerprint(obj: Any) -> str:
         ValueError: if something in it is none of these.
     """
     return hashlib.sha256(canonical(obj).encode()).hexdigest()
+
+
+def settings_of(obj: Any) -> Any:
+    """The class of an object and its public attributes, down to plain values, for a fingerprint.
+
+    `str(obj)` leaves the settings of a transform, a distortion or a loss out, or shows an address in memory.
+
+    Args:
+        obj: an object, or lists, tuples and dictionaries of them; made up of plain Python objects, without cycles.
+
+    Returns:
+        JSON types.
+    """
+    if obj is None or isinstance(obj, (str, bool, int, float)):
+        return str(obj)
+    if isinstance(obj, Mapping):
+        return {str(name): settings_of(value) for name, value in obj.items()}
+    if isinstance(obj, (list, tuple)):
+        return [settings_of(value) for value in obj]
+    if isinstance(obj, (np.ndarray, torch.Tensor)):
+        return str(obj.tolist())
+    inside = {} if isinstance(obj, type) else getattr(obj, "__dict__", {})
+    shown = {name: value for name, value in inside.items() if not name.startswith("_") or name == "_modules"}
+    return [getattr(obj, "__qualname__", type(obj).__qualname__), settings_of(shown)]
 
 
 def file_hash(path: str | os.PathLike[str]) -> str:

@@ -16,12 +16,13 @@ __all__ = ["Matching", "counts"]
 
 INDEX = "relative_position_index"  # follows from the window: the network's own stays
 BOOKKEEPING = (INDEX, "num_batches_tracked")
+UNUSED = "cross_attn."  # MONAI's ViT has it in each block and never calls it; 1.5.1 has more of it than 1.6.1
 State = Mapping[str, torch.Tensor]
 
 
 def counts(name: str) -> bool:
-    """Whether something was learned in a tensor: counters of batches and tables of indices count for nothing."""
-    return not name.endswith(BOOKKEEPING)
+    """Whether something was learned in a tensor: not in counters, tables of indices, and ViT's cross-attention."""
+    return not name.endswith(BOOKKEEPING) and UNUSED not in name
 
 
 class Matching:

@@ -16,7 +16,8 @@ from torch import nn
 
 from anatomy_ssl.data.atomic import atomic_save
 from anatomy_ssl.weights.files import read_weights, some_of
-from anatomy_ssl.weights.loading import LoadReport, load_pretrained
+from anatomy_ssl.weights.loading import load_pretrained
+from anatomy_ssl.weights.report import LoadReport
 
 __all__ = ["export_nnunet", "plan_architecture"]
 
@@ -192,7 +193,7 @@ def _build_networks(
 
 def _refuse_difference(report: LoadReport, record: Mapping[str, Any], shape: Mapping[str, list[Any]]) -> None:
     """Refuse a part of the plan's encoder, further layers of the file, and other strides, which no tensor shows."""
-    if report.share < 1:
+    if report.missing or report.mismatched:
         raise ValueError(str(report))
     further = [name for name in report.unexpected if name.startswith(report.prefix)]
     if further:

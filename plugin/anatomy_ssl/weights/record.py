@@ -83,8 +83,10 @@ def export_encoder(
     Raises:
         FileNotFoundError: if there is no such checkpoint.
         ValueError: if the checkpoint cannot be read, has nothing under `part`, has no record and `allow_unknown` is
-            false, or has values that half precision cannot hold.
+            false, has values that half precision cannot hold, or is `output` itself.
     """
+    if Path(checkpoint).resolve() == Path(output).resolve():
+        raise ValueError(f"{output} is the checkpoint itself, whose training state would be lost: give another output")
     state, record = read_weights(checkpoint)
     prefix = f"{part}." if part else ""
     encoder = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

@@ -131,10 +131,13 @@ def pack_bundle(
 
     Raises:
         BundleError: the bundle has problems.
-        ValueError: the index has this version with other content, or a large file has no address.
+        ValueError: the index has this version with other content, a large file has no address, or `output` is in the
+            bundle.
     """
-    verify_bundle(bundle)
     folder, output = Path(bundle).resolve(), Path(output)
+    if output.resolve().is_relative_to(folder):
+        raise ValueError(f"{output} is in the bundle, which would then hold its own zip: give another output")
+    verify_bundle(bundle)
     index, url = Path(index or output / "model_info.json"), url.rstrip("/")
     version = json.loads((folder / METADATA).read_text(encoding="utf-8"))["version"]
     release = f"{folder.name}_v{version}"
