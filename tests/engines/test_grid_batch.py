@@ -35,16 +35,16 @@ def batch(size: int = 40) -> dict[str, Any]:
 def test_targets_describe_the_views() -> None:
     given = batch()
     torch.manual_seed(0)
-    (first, second), targets = PrepareGridViews(GRID, Inverted(), mean=0.0, std=1.0)(given)
+    (first, second), targets = PrepareGridViews(GRID, [Inverted()], mean=0.0, std=1.0)(given)
     torch.testing.assert_close(second, given["image_2"])
     torch.testing.assert_close(targets["clean"], given["image_1"])
     shuffled = ~targets["ordered"]
     assert 8 < int(shuffled.sum()) < 32
-    shown = permute_cells(given["image_1"], targets["order"], GRID)
+    shown = permute_cells(given["image_1"], targets["target_order"], GRID)
     torch.testing.assert_close(first[shuffled], shown[shuffled])
     torch.testing.assert_close(first[~shuffled], 1 - given["image_1"][~shuffled])
-    assert (targets["order"][~shuffled] == torch.arange(6)).all()
-    assert torch.equal(targets["order"].sort(dim=1).values, torch.arange(6).expand(40, -1))
+    assert (targets["target_order"][~shuffled] == torch.arange(6)).all()
+    assert torch.equal(targets["target_order"].sort(dim=1).values, torch.arange(6).expand(40, -1))
     for n in range(40):
         for i, j in enumerate(targets["match"][n].tolist()):
             boxes = [(slice(p // 2 * 4, p // 2 * 4 + 4), slice(p % 2 * 4, p % 2 * 4 + 4)) for p in (i, max(j, 0))]
@@ -53,7 +53,7 @@ def test_targets_describe_the_views() -> None:
 
 
 def test_normalised_and_repeated_after_all_distortions() -> None:
-    prepare = PrepareGridViews(GRID, Inverted(), order_prob=0.0, mean=0.5, std=0.25, channels=3)
+    prepare = PrepareGridViews(GRID, [Inverted()], order_prob=0.0, mean=0.5, std=0.25, channels=3)
     given = batch(2)
     (first, second), targets = prepare(given)
     assert first.shape == second.shape == (2, 3, 12, 8)
@@ -68,9 +68,9 @@ def test_validation_is_the_same_whatever_was_drawn_before() -> None:
     (b, _), _ = fixed(given)
     assert torch.equal(a, b)
     other = {**given, "subject": [f"q{i}" for i in range(8)]}
-    assert not torch.equal(fixed(other)[1]["order"], targets["order"])
+    assert not torch.equal(fixed(other)[1]["target_order"], targets["target_order"])
     free = PrepareGridViews(GRID)
-    assert not torch.equal(free(given)[1]["order"], free(given)[1]["order"])
+    assert not torch.equal(free(given)[1]["target_order"], free(given)[1]["target_order"])
 
 
 def test_probability() -> None:

@@ -22,7 +22,7 @@ def outputs(images: int = 6, cells: int = 5, seed: int = 0) -> tuple[dict[str, t
     match[torch.rand(match.shape, generator=g) < 0.3] = -1
     order = torch.stack([torch.randperm(cells, generator=g) for _ in range(images)])
     ordered = torch.arange(images) % 3 == 0
-    return pred, {"order": order, "match": match, "ordered": ordered}
+    return pred, {"target_order": order, "match": match, "ordered": ordered}
 
 
 def test_equals_loops_over_several_batches() -> None:
@@ -33,7 +33,7 @@ def test_equals_loops_over_several_batches() -> None:
         for n in range(6):
             for i in range(5):
                 if not target["ordered"][n]:
-                    right += int(pred["order"][n, i].argmax() == target["order"][n, i])
+                    right += int(pred["order"][n, i].argmax() == target["target_order"][n, i])
                     places += 1
                 elif target["match"][n, i] >= 0:
                     for j in range(5):
@@ -48,7 +48,7 @@ def test_equals_loops_over_several_batches() -> None:
 
 def test_perfect_and_collapsed_networks() -> None:
     pred, target = outputs()
-    pred["order"] = torch.nn.functional.one_hot(target["order"], 5).float()
+    pred["order"] = torch.nn.functional.one_hot(target["target_order"], 5).float()
     place = torch.eye(5)
     pred["local_1"] = place.expand(6, -1, -1)
     pred["local_2"] = torch.zeros(6, 5, 5)

@@ -24,8 +24,8 @@ class PrepareGridViews:
 
     Args:
         grid_size: cells of a view along each axis.
-        appearance: distorts a batch `(N, C, *spatial)` of intensities from 0 to 1, and takes `generator`; None leaves
-            the appearance alone.
+        appearance: distortions of a batch `(N, C, *spatial)` of intensities from 0 to 1, applied in order; each takes
+            `generator`.
         order_prob: probability, per image, of shuffled cells rather than a distorted appearance.
         mean: of the intensities, subtracted after all distortions.
         std: of the intensities, divided by.
@@ -34,15 +34,15 @@ class PrepareGridViews:
         seed: None draws from torch's global state, as training wants it. A number draws from a generator of that seed
             and the batch's patients: the same distortions in every validation.
 
-    A call returns the two views `(N, C, *spatial)` and the targets: `order` `(N, T)`, the cell shown at each place of
-    the first view; `clean` `(N, 1, *spatial)`, normalised; `match` `(N, T)`, the cell of the second view that shows the
+    A call returns the two views `(N, C, *spatial)` and the targets: `target_order` `(N, T)`, the cell shown at each place
+    of the first view; `clean` `(N, 1, *spatial)`, normalised; `match` `(N, T)`, the cell of the second view that shows the
     same as each cell of the first, or -1; `ordered` `(N,)`, whether the first view has its cells in their true order.
     """
 
     def __init__(
         self,
         grid_size: Sequence[int],
-        appearance: Callable[..., torch.Tensor] | None = None,
+        appearance: Sequence[Callable[..., torch.Tensor]] = (),
         order_prob: float = 0.5,
         mean: float = 0.5056,
         std: float = 0.252,
@@ -52,7 +52,7 @@ class PrepareGridViews:
     ) -> None:
         if not 0 <= order_prob <= 1:
             raise ValueError(f"order_prob must be a probability, got {order_prob}")
-        self.grid_size, self.appearance, self.order_prob = tuple(grid_size), appearance, order_prob
+        self.grid_size, self.appearance, self.order_prob = tuple(grid_size), list(appearance), order_prob
         self.mean, self.std, self.channels = mean, std, channels
         self.image_key, self.seed = image_key, seed
 
@@ -75,13 +75,13 @@ class PrepareGridViews:
         generator = self._generator(batch)
         order, ordered = self._draw_order(first, generator)
         plain = ordered.view(-1, *[1] * (first.ndim - 1))
-        shown = permute_cells(first, order, self.grid_size)
-        if self.appearance is not None:
-            distorted = self.appearance(first) if generator is None else self.appearance(first, generator=generator)
-            shown = torch.where(plain, distorted, shown)
+        distorted = first
+        for distortion in self.appearance:
+            distorted = distortion(distorted, generator=generator)
+        shown = torch.where(plain, distorted, permute_cells(first, order, self.grid_size))
         views = [self._normalise(view).repeat_interleave(self.channels, dim=1) for view in (shown, second)]
         match = match_cells(start_1, start_2, self.grid_size)
-        return views, {"order": order, "clean": self._normalise(first), "match": match, "ordered": ordered}
+        return views, {"target_order": order, "clean": self._normalise(first), "match": match, "ordered": ordered}
 
     def _generator(self, batch: Mapping[str, Any]) -> torch.Generator | None:
         """On the CPU, so that every device draws alike."""

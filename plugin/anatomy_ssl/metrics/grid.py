@@ -7,6 +7,7 @@ from typing import Any
 
 import ignite.distributed as idist
 import torch
+from ignite.engine import Engine
 from ignite.metrics import Metric
 from torch.nn import functional as F
 
@@ -42,7 +43,7 @@ class GridQuality(Metric):
         self.cells = match.shape[1]
         parts = torch.zeros(8, dtype=torch.float64)
         if "order" in pred and bool((~ordered).any()):
-            right = pred["order"][~ordered].argmax(dim=2) == target["order"][~ordered]
+            right = pred["order"][~ordered].argmax(dim=2) == target["target_order"][~ordered]
             parts[0], parts[1] = float(right.sum()), right.numel()
         name = "local" if "local_1" in pred else "tokens"
         first, second = (F.normalize(pred[f"{name}_{view}"].float(), dim=2)[ordered] for view in (1, 2))
@@ -53,6 +54,10 @@ class GridQuality(Metric):
             parts[place], parts[place + 1] = float(cosine[chosen].double().sum()), int(chosen.sum())
         parts[6], parts[7] = float(pred["tokens_1"].float().flatten(0, 1).std(dim=0).mean()), 1
         self.sums += parts
+
+    def completed(self, engine: Engine, name: str) -> None:
+        """Write each value under its own name, one of which the metric is attached under."""
+        engine.state.metrics.update(self.compute())
 
     def compute(self) -> dict[str, float]:
         """The metrics; NaN where no image says anything of one."""
