@@ -132,7 +132,8 @@ def test_resumed_run_knows_the_best(tmp_path: Path) -> None:
     assert validations(tmp_path / "model.pt", [0.4, 0.6], second) == [1, 2]
 
 
-def test_undefined_metrics_choose_nothing_and_never_beat_a_number(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_undefined_metrics_choose_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """And never beat a number."""
     with caplog.at_level(logging.WARNING):
         assert validations(tmp_path / "model.pt", [float("nan"), float("nan"), 0.1, float("nan")]) == [1, 2, 3, 3]
     assert "score is not a number" in caplog.text

@@ -34,9 +34,10 @@ class PrepareGridViews:
         seed: None draws from torch's global state, as training wants it. A number draws from a generator of that seed
             and the batch's patients: the same distortions in every validation.
 
-    A call returns the two views `(N, C, *spatial)` and the targets: `target_order` `(N, T)`, the cell shown at each place
-    of the first view; `clean` `(N, 1, *spatial)`, normalised; `match` `(N, T)`, the cell of the second view that shows the
-    same as each cell of the first, or -1; `ordered` `(N,)`, whether the first view has its cells in their true order.
+    A call returns the two views `(N, C, *spatial)` and the targets: `target_order` `(N, T)`, the cell shown at each
+    place of the first view; `clean` `(N, 1, *spatial)`, normalised; `match` `(N, T)`, the cell of the second view that
+    shows the same as each cell of the first, or -1; `ordered` `(N,)`, whether the first view has its cells in their
+    true order.
     """
 
     def __init__(
