@@ -13,10 +13,15 @@ from anatomy_ssl.data import public
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("bundles/*/docs/README.md"))]
-CONFIGS = ROOT / "bundles" / "isimed" / "configs"
 # names of files that the reader makes up, that a command writes, or that another program has
 READERS_OWN = {"scans.json", "cases.json", "brats.json", "headneck.json", "datalist.json", "labelled.json"}
 READERS_OWN |= {"nnUNetResEncUNetMPlans.json", "dataset.json", "model_info.json"}
+
+
+def configs(text: str) -> Path:
+    """The folder of configuration files that a page or a command is about: the bundle that it names."""
+    named = re.search(r"bundles/(\w+)", text)
+    return ROOT / "bundles" / (named[1] if named else "isimed") / "configs"
 
 
 def commands(page: Path) -> list[str]:
@@ -43,13 +48,14 @@ def test_links_and_configs_exist(page: Path) -> None:
         assert (page.parent / link).exists(), link
     for name in re.findall(r"[\w*]+\.(?:yaml|json)\b", text):
         if name not in READERS_OWN:
-            assert list(CONFIGS.glob(name)), name
+            assert list(ROOT.glob(f"bundles/*/configs/{name}")), name
 
 
-def known_keys(command: str) -> set[str]:
+def known_keys(command: str, page: Path) -> set[str]:
     """Top-level keys of the configuration files that a command names, and of `monai.bundle run` itself."""
     names = re.findall(r"[\w]+\.(?:yaml|json)(?=['\s\"\]])", command.split("--config_file")[1])
-    files = [str(CONFIGS / name) for name in names if (CONFIGS / name).exists()]
+    folder = configs(f"{command} {page.relative_to(ROOT).as_posix()}")
+    files = [str(folder / name) for name in names if (folder / name).exists()]
     assert files, command
     return {"config_file", *(key.lstrip("+") for key in ConfigParser.load_config_files(files))}
 
@@ -60,9 +66,9 @@ def test_commands_have_known_options(page: Path) -> None:
     for command in commands(page):
         if "monai.bundle run" in command:
             given = set(re.findall(r"--(\w+)", command.split("monai.bundle run")[1]))
-            assert given <= known_keys(command), command
+            assert given <= known_keys(command, page), command
             run_id = re.search(r"monai\.bundle run (\w+)", command)
-            assert run_id is None or run_id[1] in known_keys(command), command
+            assert run_id is None or run_id[1] in known_keys(command, page), command
         elif "-m anatomy_ssl" in command:
             name, *rest = command.split("-m anatomy_ssl ")[1].split()
             assert name in command_line.COMMANDS, command

@@ -116,6 +116,9 @@ ERRORS = {
     ("figure", "nowhere.npz", "--output", "out"): "There is no embeddings file at nowhere.npz",
     ("figure", "--output", "out"): "There is nothing to draw",
     ("phantom", "--output", "out", "--subjects", "many"): "many",
+    ("inspect", "."): ". is a folder: give a file in it",
+    ("inspect", "https://example.org/encoder.pt"): "https://example.org/encoder.pt is a URL: download it",
+    ("inspect", "nowhere.pt"): "no weights at nowhere.pt: check the path, or train or download them first",
 }
 
 
@@ -169,3 +172,15 @@ def test_as_a_program(tmp_path: Path) -> None:
     assert ended.stderr.splitlines() == [
         f"error: {tmp_path / 'nowhere'} is not a folder; give the folder that holds the scans."
     ]
+
+
+def test_compare_refuses_before_it_trains(call, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A misspelt key would give the runs another meaning without a word."""
+    (tmp_path / "train.json").write_text(json.dumps({"label_fraction": 1.0, "seed": 0}))
+    (tmp_path / "scratch.json").write_text(json.dumps({"pretrained": None}))
+    output = tmp_path / "runs"
+    files = (tmp_path / "scratch.json", "--config_file", tmp_path / "train.json", "--output_dir", output)
+    for option, said in (("--label_fracton", "the nearest is --label_fraction"), ("--seed", "give --seeds")):
+        assert call("compare", *files, option, 1) == 2
+        assert said in capsys.readouterr().err
+    assert not output.exists()

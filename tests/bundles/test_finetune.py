@@ -190,8 +190,24 @@ def test_evaluating_writes_metrics(trained: Path, encoder: Path, cohort: Path, t
         with open(output / "evaluation" / "metrics.csv", newline="", encoding="utf-8") as file:
             rows.append({name: float(value) for name, value in csv.reader(file)})
     assert rows[0] == rows[1] != rows[2]
-    assert rows[0].keys() == {"auc", "average_precision"}
+    assert rows[0].keys() == {"auc", "lesion", "average_precision"}
+    assert rows[0]["auc"] == rows[0]["lesion"]
     assert all(0 <= value <= 1 for value in rows[0].values())
+
+
+def test_a_class_that_nobody_has_spoils_no_metric(cohort: Path, tmp_path: Path) -> None:
+    """The best network is chosen by the others; the class's own AUC is no number."""
+    changes = {"base": "train.json", "pretrained": "", "classes": {"absent": [99], "kidneys": [16, 17]}}
+    changes |= {"val_items": THREE_TO_VALIDATE.replace("@label_key", "'label'"), "evaluation_crops": 8}
+    output = run("training", tmp_path, cohort, **changes, epochs=1)
+    assert 0 <= torch.load(output / "checkpoint.pt", weights_only=True)["saved"]["best"] <= 1
+    run("evaluating", tmp_path, cohort, **changes, test_split="all")
+    with open(output / "evaluation" / "metrics.csv", newline="", encoding="utf-8") as file:
+        metrics = {name: float(value) for name, value in csv.reader(file)}
+    assert metrics.keys() == {"auc", "absent", "kidneys", "average_precision"}
+    assert np.isnan(metrics["absent"])
+    assert metrics["auc"] == metrics["kidneys"]
+    assert 0 <= metrics["average_precision"] <= 1
 
 
 def test_evaluating_without_a_network_says_so(cohort: Path, tmp_path: Path) -> None:
@@ -327,6 +343,7 @@ def test_two_processes_train_and_measure_as_one(encoder: Path, cohort: Path, tmp
     record |= {"network": "@network_def", "evaluator": "@validate#evaluator"}
     changes = {**LESIONS, "pretrained": str(encoder), "val_items": THREE_TO_VALIDATE, "epochs": 2}
     changes |= {"layerwise_decay": 0.7, "freeze_epochs": 1, "volumes_per_batch": 1}
+    changes |= {"classes": {"lesion": None, "absent": [99]}}
     names, launcher = ("multi_gpu_train.yaml",), ("--nproc_per_node=2", "--standalone")
     process = start("training", tmp_path, cohort, launcher, names=names, **changes, **{"+train#handlers": [record]})
     output, _ = process.communicate(timeout=180)
@@ -340,6 +357,7 @@ def test_two_processes_train_and_measure_as_one(encoder: Path, cohort: Path, tmp
     parser.get_parsed_content("network_def").load_state_dict(first["weights"])
     evaluator = parser.get_parsed_content("validate#evaluator")
     evaluator.run()
+    assert 0 <= first["metrics"]["auc"] <= 1
     assert evaluator.state.metrics["auc"] == pytest.approx(first["metrics"]["auc"], abs=1e-6)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import csv
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -68,17 +69,18 @@ def run(files: dict[str, str], folder: Path, seeds: tuple[int, ...] = (0, 1), **
 @pytest.mark.usefixtures("in_this_process")
 def test_table_equals_the_formula(files: dict[str, str], tmp_path: Path) -> None:
     rows = run(files, tmp_path / "out", shift=0.02)
-    trained, scratch, over_seeds, over_patients = rows
+    trained, scratch, over_seeds, over_images = rows
     mean = 0.5 + 0.01 * 1.5 + 0.02 * 0.5
     assert [row["method"] for row in rows] == ["pretrained", "scratch", "pretrained - scratch", "pretrained - scratch"]
     assert float(scratch["mean"]) == pytest.approx(mean)
     assert float(trained["mean"]) == pytest.approx(mean + 0.05)
     assert float(trained["sd"]) == pytest.approx(0.02 / np.sqrt(2))
     assert (over_seeds["over"], over_seeds["n"]) == ("seeds", "2")
-    gains = 0.02 * np.arange(1, 5)  # of each patient
-    assert float(over_patients["mean"]) == pytest.approx(gains.mean(), abs=1e-4)
-    assert float(over_patients["p"]) == pytest.approx(ttest_rel(gains, np.zeros(4)).pvalue, rel=1e-2)
-    assert float(over_patients["ci_low"]) < gains.mean() < float(over_patients["ci_high"])
+    gains = 0.02 * np.arange(1, 5)  # of each image
+    assert (over_images["over"], over_images["n"]) == ("images", "4")
+    assert float(over_images["mean"]) == pytest.approx(gains.mean(), abs=1e-4)
+    assert float(over_images["p"]) == pytest.approx(ttest_rel(gains, np.zeros(4)).pvalue, rel=1e-2)
+    assert float(over_images["ci_low"]) < gains.mean() < float(over_images["ci_high"])
     assert (tmp_path / "out" / "comparison.md").read_text().count("\n") == 6
 
 
@@ -118,3 +120,39 @@ def test_needs_seeds_and_a_baseline(files: dict[str, str], tmp_path: Path) -> No
         run(files, tmp_path / "out", seeds=(1, 1))
     with pytest.raises(ValueError, match="baseline"):
         compare([files["config"]], {}, tmp_path / "out")
+
+
+@pytest.mark.parametrize("edited", ["config", "scratch"])
+@pytest.mark.usefixtures("in_this_process")
+def test_files_that_were_edited_are_refused(edited: str, files: dict[str, str], tmp_path: Path) -> None:
+    """Half of the table would be of the file as it was."""
+    run(files, tmp_path / "out")
+    path = Path(files[edited])
+    before = path.read_text()
+    path.write_text(json.dumps({**json.loads(before), "shift": 0.5}))
+    with pytest.raises(ValueError, match=rf"holds runs of \S*{path.name} as it was before an edit.*another output_dir"):
+        run(files, tmp_path / "out")
+    path.write_text(before)
+    run(files, tmp_path / "out")
+
+
+@pytest.mark.parametrize("option", ["shiftt", "+shfit", "shft#deeper", "shft::deeper"])
+def test_an_option_that_is_no_key_is_refused(option: str, files: dict[str, str], tmp_path: Path) -> None:
+    """MONAI would add it, and nothing would read it."""
+    with pytest.raises(
+        ValueError, match=rf"--{re.escape(option)} is no key of .*scratch\.json; the nearest is --shift"
+    ):
+        run(files, tmp_path / "out", **{option: 0.5})
+    assert not (tmp_path / "out").exists()
+
+
+def test_keys_of_overlays_and_parts_of_keys_are_options(files: dict[str, str]) -> None:
+    Path(files["scratch"]).write_text(json.dumps({"+deep#er": 1, "pretrained": None}))
+    options = {"shift#part": 1, "shift::part": 1, "+shift": 1, "deep": 1, "deep#other": 1, "tracking": "mlflow"}
+    comparison._check_options(options, list(files.values()))
+
+
+def test_the_seed_is_not_an_option(files: dict[str, str], tmp_path: Path) -> None:
+    """It would be overwritten by those of `seeds`."""
+    with pytest.raises(ValueError, match="--seed is set for each run: give --seeds"):
+        run(files, tmp_path / "out", seed=3)

@@ -199,3 +199,10 @@ def test_with_group_norm_refuses_what_it_cannot_do() -> None:
         with_group_norm(small_backbone("resnet"), num_groups=3)
     with pytest.raises(ValueError, match="no batch normalisation"):
         with_group_norm(nn.Linear(2, 2))
+
+
+def test_unet_encoder_takes_group_normalisation() -> None:
+    """Whose groups divide every level's channels, but not the decoder's outputs, which are left out."""
+    norm = ("group", {"num_groups": 4})
+    encoder = UNetEncoder(spatial_dims=2, in_channels=1, channels=(8, 16), strides=(2,), num_res_units=2, norm=norm)
+    assert encoder(torch.zeros(1, 1, 8, 8)).shape == (1, 16, 4, 4)

@@ -66,6 +66,48 @@ def test_files_that_cannot_be_read_are_named_with_the_cause(
         read(path)
 
 
+def write_safetensors(path: Path) -> None:
+    """By the format's definition: length of the header, header, values."""
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+
+
+@pytest.mark.parametrize("read", [lambda path: load_pretrained(densenet(), path), inspect], ids=["load", "inspect"])
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (Path.mkdir, r"is a folder: give a file in it"),
+        (
+            lambda path: torch.jit.script(torch.nn.Linear(2, 2)).save(path),
+            r"is a TorchScript program.*torch\.jit\.load",
+        ),
+        (write_safetensors, r"is a safetensors file.*safetensors\.torch\.load_file"),
+    ],
+    ids=["folder", "TorchScript", "safetensors"],
+)
+def test_what_is_no_file_of_torch_save_is_called_by_its_name(
+    tmp_path: Path, write: Callable[[Path], None], message: str, read: Callable[[Path], object]
+) -> None:
+    """None of them is damaged, nor to be left empty."""
+    write(tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=rf"w\.pt {message}"):
+        read(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("url", ["https://example.org/encoder.pt", "s3://bucket/encoder.pt", Path("https://a.b/c.pt")])
+def test_a_url_is_to_be_downloaded(url: str | Path) -> None:
+    with pytest.raises(ValueError, match=r"\.pt is a URL: download it"):
+        inspect(url)
+
+
+def test_a_script_cut_short_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "w.ts"
+    torch.jit.script(torch.nn.Linear(2, 2)).save(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"w\.ts is damaged"):
+        inspect(path)
+
+
 @pytest.mark.parametrize("form", ["zip", "legacy", "bare"])
 def test_a_malicious_pickle_is_refused_and_not_executed(form: str, tmp_path: Path) -> None:
     path, target = tmp_path / "w.pt", tmp_path / "made"
@@ -83,7 +125,7 @@ def test_a_malicious_pickle_is_refused_and_not_executed(form: str, tmp_path: Pat
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"none\.pt"):
+    with pytest.raises(FileNotFoundError, match=r"no weights at .*none\.pt: check the path"):
         load_pretrained(densenet(), tmp_path / "none.pt")
 
 
@@ -122,3 +164,4 @@ def test_settings_of_objects_are_told_apart() -> None:
 def test_hash_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"abc")
     assert file_hash(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert file_hash(tmp_path / "f", "md5") == "900150983cd24fb0d6963f7d28e17f72"

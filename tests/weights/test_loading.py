@@ -324,3 +324,72 @@ def test_other_crops_than_in_training_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"crop_spacing \[6.0, 6.0, 6.0\], this run has None: give --crop_spacing"):
         pretrained(network, tmp_path / "encoder.pt", recipe={"crop_spacing": None})
     check_recipe(saved(network, tmp_path / "plain.pt"), {"crop_spacing": None})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "cause"),
+    [
+        (lambda weight: weight.fill_(torch.nan), "NaN or infinite"),
+        (lambda weight: weight.flatten()[3:4].fill_(torch.inf) is None or weight, "NaN or infinite"),
+        (lambda weight: weight.double() * 1e300, "NaN or infinite"),
+        (lambda weight: (100 * weight).to(torch.int8), "int8, network float32"),
+        (lambda weight: weight > 0, "bool, network float32"),
+    ],
+    ids=["nan", "inf", "too large", "integer", "bool"],
+)
+@pytest.mark.parametrize("options", [{}, {"inflate": True}], ids=["as it is", "inflated"])
+def test_values_that_are_no_weights_are_refused(
+    spoil: Callable[[torch.Tensor], torch.Tensor], cause: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    """With the tensor's name; by shape all of them fit."""
+    state = densenet(1).state_dict()
+    state["features.conv0.weight"] = spoil(state["features.conv0.weight"].clone() + 1)
+    path, network = saved(state, tmp_path / "w.pt"), densenet(channels=2 if options else 1)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(ValueError, match=rf"w\.pt has weights that.*: features\.conv0\.weight \({cause}\): train"):
+        load_pretrained(network, path, **options)
+    assert same(network.state_dict(), before)
+
+
+def test_what_is_not_loaded_may_be_anything(tmp_path: Path) -> None:
+    """Heads of the file; counters, which are integers; and a mask that is infinite in the network itself."""
+    network, other = student(1), densenet()
+    network.heads.distance.weight.data.fill_(torch.nan)
+    assert load_pretrained(other, saved(network, tmp_path / "w.pt")).share == 1
+    for module in (network.encoder, other):
+        module.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+    assert load_pretrained(other, saved(network.encoder, tmp_path / "m.pt")).share == 1
+    network.encoder.mask[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="mask"):
+        load_pretrained(other, saved(network.encoder, tmp_path / "m.pt"))
+
+
+def test_unused_tensors_beside_the_loaded_ones_are_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """SwinUNETR's `use_v2` adds convolutions that the network without it lacks; heads outside the part are none."""
+    shape = {"in_chans": 1, "embed_dim": 6, "window_size": [2, 2], "patch_size": [2, 2], "spatial_dims": 2}
+    shape |= {"depths": [1] * 4, "num_heads": [1] * 4}
+    old, new = SwinTransformer(**shape), SwinTransformer(**shape, use_v2=True)
+    path = saved(PooledEncoder(new, 3), tmp_path / "v2.pt")
+    with caplog.at_level(logging.INFO):
+        report = load_pretrained(old, path)
+        assert report.share == 1
+        assert report.unused
+        assert all(name.startswith("backbone.layers") for name in report.unused)
+        assert "unused in the file" in caplog.text
+        report = load_pretrained(new, path)
+        assert (report.unused, [name.split(".")[0] for name in report.unexpected]) == ([], ["projection"] * 2)
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+
+
+def test_words_of_the_command_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """`--pretrained_inflate false` arrives as a string, which is true."""
+    path = saved(densenet(1), tmp_path / "w.pt")
+    with pytest.raises(ValueError, match="input layer"):
+        pretrained(densenet(channels=2), path, inflate="false", interpolate="False", allow_new_input="false")
+    first = "features.conv0.weight"
+    inflated = pretrained(densenet(channels=2), path, inflate="true").state_dict()[first]
+    torch.testing.assert_close(inflated.sum(1, keepdim=True), densenet(1).state_dict()[first])
+    pretrained(densenet(channels=2), path, allow_new_input="true")
+    with pytest.raises(ValueError, match="interpolate 'yes' is neither true nor false"):
+        pretrained(densenet(), path, interpolate="yes")
+    assert caplog.messages[-1] == "interpolate 'yes' is neither true nor false"

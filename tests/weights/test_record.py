@@ -130,3 +130,11 @@ def test_inspect_reads_like_a_label(trained: Path, tmp_path: Path) -> None:
 
 def test_inspect_says_where_there_is_no_record(tmp_path: Path) -> None:
     assert str(inspect(saved(densenet(), tmp_path / "plain.pt"))).endswith("provenance: no record")
+
+
+def test_an_output_that_is_a_folder(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "encoders").mkdir()
+    with pytest.raises(ValueError, match=r"encoders is a folder: give the name of the file to write"):
+        export_encoder(trained, tmp_path / "encoders")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "encoders"]
+    assert not any((tmp_path / "encoders").iterdir())

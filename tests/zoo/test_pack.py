@@ -14,8 +14,8 @@ import pytest
 import torch
 import yaml
 
+from anatomy_ssl.weights.files import file_hash
 from anatomy_ssl.zoo import BundleError, pack, pack_bundle
-from anatomy_ssl.zoo.files import file_hash
 from tests.zoo.conftest import network
 
 URL = "https://example.org/zoo"

@@ -196,6 +196,19 @@ def test_weights_that_do_not_fill_the_network(kind: str, bundle: Path) -> None:
     assert all(problem.startswith("models/model.pt: ") and text in problem for problem in problems)
 
 
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [(lambda bias: bias * torch.nan, "NaN or infinite"), (lambda bias: bias.long(), "int64, network float32")],
+    ids=["nan", "integer"],
+)
+def test_weights_that_no_network_can_use(
+    change: Callable[[torch.Tensor], torch.Tensor], cause: str, bundle: Path
+) -> None:
+    state = network(0).state_dict()
+    torch.save({**state, "2.bias": change(state["2.bias"])}, bundle / "models" / "model.pt")
+    one_problem(bundle, f"models/model.pt: has weights that cannot be used: 2.bias ({cause})")
+
+
 def test_half_precision_weights(bundle: Path) -> None:
     torch.save({k: v.half() for k, v in network(0).state_dict().items()}, bundle / "models" / "model.pt")
     assert find_problems(bundle) == []

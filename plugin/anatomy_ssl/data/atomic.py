@@ -31,8 +31,13 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     Yields:
         A file open for binary reading and writing, good for `torch.save`, `numpy.savez` and `json` text after
         `encode()`.
+
+    Raises:
+        ValueError: if `path` is a folder.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give the name of the file to write")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -62,10 +67,9 @@ def safe_load(path: str | os.PathLike[str]) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, is none of `torch.save`, or holds pickled objects.
+        ValueError: the file is damaged, is none of `torch.save`, or holds pickled objects; or it is a folder or a URL.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no weights at {path}: check the path, or leave it empty to start from random weights")
+    _check_kind(path)
     try:
         damaged = _bad_sum(path)
         content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
@@ -82,6 +86,36 @@ def safe_load(path: str | os.PathLike[str]) -> Any:
     if damaged:
         raise ValueError(f"{path} is damaged or not written by torch.save ({damaged}): copy or download it again")
     return content
+
+
+def _check_kind(path: str | os.PathLike[str]) -> None:
+    """Refuse what is no file of `torch.save`, by what it is."""
+    if re.match(r"[A-Za-z][\w+.-]+:/", str(path)):  # two letters: C:/ is a disk
+        raise ValueError(f"{path} is a URL: download it, and give the path of the file")
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder: give a file in it, such as checkpoint.pt or encoder.pt")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no weights at {path}: check the path, or train or download them first")
+    with open(path, "rb") as file:
+        start = file.read(9)
+    if start[8:] == b"{" and int.from_bytes(start[:8], "little") < Path(path).stat().st_size:  # length, then JSON
+        raise ValueError(
+            f"{path} is a safetensors file: re-save its tensors with torch.save(safetensors.torch.load_file(...), ...)"
+        )
+    if any(name.endswith("/constants.pkl") for name in _entries(path)):
+        raise ValueError(
+            f"{path} is a TorchScript program: where you trust it, save its weights alone with "
+            "torch.save(torch.jit.load(...).state_dict(), ...)"
+        )
+
+
+def _entries(path: str | os.PathLike[str]) -> list[str]:
+    """Names in a zip file; none where it is damaged or no zip file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except (zipfile.BadZipFile, OSError):
+        return []
 
 
 def _bad_sum(path: str | os.PathLike[str]) -> str | None:

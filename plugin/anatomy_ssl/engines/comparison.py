@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import json
 import logging
 import math
@@ -19,12 +20,14 @@ from monai.bundle import ConfigParser
 from anatomy_ssl.data.atomic import atomic_write
 from anatomy_ssl.metrics.statistics import mean_sd, paired_t_test
 from anatomy_ssl.metrics.tables import write_table
+from anatomy_ssl.weights.files import file_hash
 
 __all__ = ["compare"]
 
 logger = logging.getLogger(__name__)
 
 Metrics = dict[str, float]
+OF_MONAI = ("init_id", "final_id", "meta_file", "logging_file", "tracking")  # options of monai.bundle run itself
 
 
 def compare(
@@ -54,16 +57,21 @@ def compare(
     Returns:
         `comparison.csv`: one row per metric and method with mean and sd over seeds, and the difference of the first
         method to each baseline with its 95% confidence interval and paired t-test: over seeds and, where the evaluation
-        lists patients, over patients (each patient's mean over seeds).
+        lists images, over images (each image's mean over seeds). Images of one patient are no independent ones, and
+        the evaluation's list does not tell whose they are: where a patient has several, the latter p is too small.
 
     Raises:
-        ValueError: if there is no baseline, fewer than two seeds, or the folder holds runs of other options.
+        ValueError: if there is no baseline, fewer than two seeds, an option that is no key of the files, or the folder
+            holds runs of other options or files, or of files that were edited since.
         RuntimeError: if a run fails; names its log.
     """
     output, options = Path(output_dir), dict(options or {})
     if not baselines or len(set(seeds)) < 2:
         raise ValueError("a comparison needs a baseline and at least two different seeds")
-    _check_same(output / "comparison.json", {"files": list(config_files), "baselines": baselines, "options": options})
+    _check_options(options, [*config_files, *baselines.values()])
+    hashes = {str(file): file_hash(file) for file in [*config_files, *baselines.values()]}
+    noted = {"files": list(config_files), "baselines": dict(baselines), "options": options, "sha256": hashes}
+    _check_same(output / "comparison.json", noted)
     methods = {name: list(config_files), **{key: [*config_files, file] for key, file in baselines.items()}}
     folders = {method: [output / method / f"seed{seed}" for seed in seeds] for method in methods}
     given = {name: options, **{key: _without(options, file) for key, file in baselines.items()}}
@@ -71,8 +79,24 @@ def compare(
         for method, files in methods.items():
             _run(files, folders[method][position], {**given[method], "seed": seed})
     values = {method: [read_metrics(folder) for folder in runs] for method, runs in folders.items()}
-    patients = {method: [read_patients(folder) for folder in runs] for method, runs in folders.items()}
-    return write_table(output / "comparison.csv", _rows(values, patients))
+    images = {method: [read_images(folder) for folder in runs] for method, runs in folders.items()}
+    return write_table(output / "comparison.csv", _rows(values, images))
+
+
+def _check_options(options: Mapping[str, Any], files: Sequence[str]) -> None:
+    """Refuse what MONAI would take as a new key that nothing refers to, and the seed, which each run has its own of."""
+    known = {_first(key) for file in files for key in ConfigParser.load_config_file(file)}.union(OF_MONAI)
+    for option in options:
+        if _first(option) == "seed":
+            raise ValueError("--seed is set for each run: give --seeds, a list")
+        if _first(option) not in known:
+            near = difflib.get_close_matches(_first(option), sorted(known), n=1, cutoff=0)[0]
+            raise ValueError(f"--{option} is no key of {', '.join(map(str, files))}; the nearest is --{near}")
+
+
+def _first(key: str) -> str:
+    """`a` of `a#b`, `a::b` and `+a`."""
+    return re.split("#|::", key.lstrip("+"))[0]
 
 
 def _without(options: Mapping[str, Any], overlay: str) -> dict[str, Any]:
@@ -84,10 +108,13 @@ def _without(options: Mapping[str, Any], overlay: str) -> dict[str, Any]:
 def _check_same(path: Path, content: Mapping[str, Any]) -> None:
     """Note what is compared, or refuse to mix it with runs of before."""
     text = json.dumps(content, indent=1, default=str)
-    if path.exists() and path.read_text(encoding="utf-8") != text:
-        raise ValueError(
-            f"{path.parent} holds runs of other files or options (see {path.name}): give another output_dir"
-        )
+    now = json.loads(text)
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else now
+    if before != now:
+        edited = [file for file, value in now["sha256"].items() if before.get("sha256", {}).get(file) != value]
+        same = {**before, "sha256": now["sha256"]} == now
+        what = f"{', '.join(edited)} as it was before an edit" if same else "other files or options"
+        raise ValueError(f"{path.parent} holds runs of {what} (see {path.name}): give another output_dir")
     with atomic_write(path) as file:
         file.write(text.encode())
 
@@ -123,7 +150,7 @@ def read_metrics(folder: Path) -> Metrics:
         return {row[0]: float(row[1]) for row in csv.reader(file) if len(row) == 2}
 
 
-def read_patients(folder: Path) -> dict[str, Metrics]:
+def read_images(folder: Path) -> dict[str, Metrics]:
     """Metric -> image -> mean over classes, of the `*_raw.csv` that a run's evaluation wrote."""
     found = {}
     for path in sorted((folder / "evaluation").glob("*_raw.csv")):
@@ -133,7 +160,7 @@ def read_patients(folder: Path) -> dict[str, Metrics]:
 
 
 def _rows(
-    values: Mapping[str, Sequence[Metrics]], patients: Mapping[str, Sequence[Mapping[str, Metrics]]]
+    values: Mapping[str, Sequence[Metrics]], images: Mapping[str, Sequence[Mapping[str, Metrics]]]
 ) -> list[dict[str, Any]]:
     """The table: for each metric every method, then the tests of the first method against the others."""
     first, *others = values
@@ -145,11 +172,11 @@ def _rows(
             rows.append({"metric": metric, "method": method, "n": len(series[method]), "mean": mean, "sd": sd})
         for other in others:
             rows.append(_test(metric, first, other, "seeds", series[first], series[other]))
-            if all(metric in run for runs in (patients[first], patients[other]) for run in runs):
-                pair = [_mean_over_seeds([run[metric] for run in patients[method]]) for method in (first, other)]
+            if all(metric in run for runs in (images[first], images[other]) for run in runs):
+                pair = [_mean_over_seeds([run[metric] for run in images[method]]) for method in (first, other)]
                 common = sorted(pair[0].keys() & pair[1].keys())
                 a, b = ([means[image] for image in common] for means in pair)
-                rows.append(_test(metric, first, other, "patients", a, b))
+                rows.append(_test(metric, first, other, "images", a, b))
     return rows
 
 

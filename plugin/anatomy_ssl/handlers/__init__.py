@@ -1,5 +1,6 @@
 """Things that listen during training."""
 
+from ..switches import switch
 from .checkpoint import ExportEncoder, TrainingCheckpoint, own_process_group
 from .embeddings import EmbeddingWriter
 from .finetuning import FreezeUntil, SaveNetwork
@@ -13,7 +14,6 @@ from .training import (
     SeedIterations,
     StopOnNonFiniteLoss,
     process_rank,
-    switch,
 )
 
 __all__ = [

@@ -24,18 +24,6 @@ def process_rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def switch(value: bool | str) -> bool:
-    """True or false from a config key, which the command line gives as a word: `--mlflow false` is a string, and true.
-
-    Raises:
-        ValueError: for any other value.
-    """
-    known = {"true": True, "false": False}
-    if str(value).lower() not in known:
-        raise ValueError(f"{value!r} is neither true nor false")
-    return known[str(value).lower()]
-
-
 class SeedIterations:
     """Seeds every generator anew at each iteration, from the run's seed, the iteration and the process.
 

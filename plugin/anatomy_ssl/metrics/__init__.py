@@ -1,5 +1,6 @@
 """What is computed on embeddings: position, collapse, probes and their statistics."""
 
+from anatomy_ssl.metrics.classes import ClassMean
 from anatomy_ssl.metrics.collapse import rankme, spread
 from anatomy_ssl.metrics.dice import ClassDice
 from anatomy_ssl.metrics.grid import GridQuality
@@ -21,6 +22,7 @@ from anatomy_ssl.metrics.tables import markdown_table, write_table
 
 __all__ = [
     "ClassDice",
+    "ClassMean",
     "EmbeddingQuality",
     "GridQuality",
     "comparison_table",

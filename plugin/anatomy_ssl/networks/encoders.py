@@ -109,7 +109,8 @@ class UNetEncoder(UNet):
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**{"out_channels": 1, **kwargs})
+        # the decoder is built before it is left out, and group normalisation has to divide its channels
+        super().__init__(**{**kwargs, "out_channels": kwargs["channels"][0]})
 
     def _get_connection_block(self, down_path: nn.Module, up_path: nn.Module, subblock: nn.Module) -> nn.Module:
         """One level: the path down and what is below it, without the skip connection and the path up."""

@@ -6,14 +6,24 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
 from anatomy_ssl.data.atomic import safe_load
 
-__all__ = ["canonical", "file_hash", "fingerprint", "read_state", "read_weights", "settings_of", "some_of"]
+__all__ = [
+    "canonical",
+    "file_hash",
+    "fingerprint",
+    "read_state",
+    "read_weights",
+    "settings_of",
+    "some_of",
+    "stream_hash",
+    "unusable",
+]
 
 STATE_KEYS = ("model", "encoder", "state_dict")  # the last is that of MONAI's published weights
 SHOWN = 5  # names per list in reports and errors
@@ -94,13 +104,45 @@ def settings_of(obj: Any) -> Any:
     return [getattr(obj, "__qualname__", type(obj).__qualname__), settings_of(shown)]
 
 
-def file_hash(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's bytes, as `sha256sum` prints it."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
+def stream_hash(stream: BinaryIO, hash_type: str = "sha256") -> str:
+    """Hexadecimal hash of an open file from its beginning."""
+    digest = hashlib.new(hash_type, usedforsecurity=False)
+    stream.seek(0)
+    while block := stream.read(1 << 20):
+        digest.update(block)
     return digest.hexdigest()
+
+
+def file_hash(path: str | os.PathLike[str], hash_type: str = "sha256") -> str:
+    """Hash of a file's bytes, as `sha256sum` prints it."""
+    with open(path, "rb") as file:
+        return stream_hash(file, hash_type)
+
+
+def unusable(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> list[str]:
+    """Tensors that a network would take without a word, and compute nonsense with.
+
+    Args:
+        state: name -> tensor to load.
+        own: name -> tensor of the network; where it is infinite itself (a mask), so may the other be.
+
+    Returns:
+        Name and cause of each that is not finite, or has no floating point where the network has it.
+    """
+    found = []
+    for name, tensor in state.items():
+        here = own.get(name)
+        if here is None or not here.is_floating_point():
+            continue
+        if not tensor.is_floating_point():
+            found.append(f"{name} ({tensor.dtype}, network {here.dtype})".replace("torch.", ""))
+            continue
+        bad = ~tensor.to("cpu", here.dtype).isfinite()
+        if bad.shape == here.shape:
+            bad &= ~here.isinf().cpu()
+        if bad.any():
+            found.append(f"{name} (NaN or infinite)")
+    return found
 
 
 def canonical(obj: Any) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from anatomy_ssl.weights.files import canonical, read_state, read_weights, some_of
+from anatomy_ssl.switches import switch
+from anatomy_ssl.weights.files import canonical, read_state, read_weights, some_of, unusable
 from anatomy_ssl.weights.matching import INDEX, Matching
 from anatomy_ssl.weights.report import LoadReport, describe, sort_tensors
 
@@ -55,7 +56,8 @@ def load_pretrained(
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the network has no such part, the file cannot be read, several prefixes fit equally well, a grid
-            cannot be interpolated, less than `minimum_share` fits, or the input layer does not; nothing is loaded.
+            cannot be interpolated, a tensor is not finite or has integers for floating point numbers, less than
+            `minimum_share` fits, or the input layer does not; nothing is loaded.
     """
     if share_of not in ("network", "file") or not 0 <= minimum_share <= 1:
         raise ValueError(f"share_of is network or file and minimum_share 0 to 1, not {share_of!r} and {minimum_share}")
@@ -63,6 +65,7 @@ def load_pretrained(
     matching = Matching(network, part, read_state(path), inflate, interpolate)
     outer, inner = matching.find_prefix(path) if prefix is None else (_dotted(prefix), "")
     source = {inner + name.removeprefix(outer): name for name in matching.state if name.startswith(outer)}
+    _check_values(matching, source, path)
     values = {name: matching.value(name, source[name]) for name in matching.own if name in source}
     report = sort_tensors(matching, source, values, str(path), (outer, inner), share_of)
     _check_share(report, part, minimum_share)
@@ -70,7 +73,7 @@ def load_pretrained(
         _check_input(matching, report, inner)
     taken = {name: value for name, value in values.items() if value is not None and not name.endswith(INDEX)}
     part.load_state_dict(taken, strict=False)
-    logger.log(logging.INFO if report.share == 1 else logging.WARNING, str(report))
+    logger.log(logging.INFO if report.share == 1 and not report.unused else logging.WARNING, str(report))
     return report
 
 
@@ -81,10 +84,10 @@ def pretrained(
     prefix: str | None = None,
     minimum_share: float = 0.9,
     share_of: str = "network",
-    inflate: bool = False,
-    interpolate: bool = False,
+    inflate: bool | str = False,
+    interpolate: bool | str = False,
     recipe: Mapping[str, Any] | None = None,
-    allow_new_input: bool = False,
+    allow_new_input: bool | str = False,
 ) -> nn.Module:
     """Build a network with weights from a file: for `_target_` around a network in a config.
 
@@ -98,7 +101,7 @@ def pretrained(
         prefix: see `load_pretrained`, also for the following.
         minimum_share: smallest share of the tensors that must be loaded.
         share_of: "network" (the part to fill) or "file".
-        inflate: allow other input channels and 2D weights in a 3D network.
+        inflate: allow other input channels and 2D weights in a 3D network; true and false may be words, also below.
         interpolate: allow other position grids and windows.
         recipe: see `check_recipe`; None does not check.
         allow_new_input: load although the input layer stays untrained.
@@ -115,9 +118,9 @@ def pretrained(
     try:
         if recipe is not None:
             check_recipe(path, recipe)
-        fitting: dict[str, Any] = {"minimum_share": minimum_share, "share_of": share_of, "inflate": inflate}
-        fitting |= {"interpolate": interpolate, "allow_new_input": allow_new_input}
-        load_pretrained(network, path, module, prefix, **fitting)
+        words = {"inflate": inflate, "interpolate": interpolate, "allow_new_input": allow_new_input}
+        allowed = {name: switch(value, name) for name, value in words.items()}
+        load_pretrained(network, path, module, prefix, minimum_share, share_of, **allowed)
     except (ValueError, OSError) as error:
         logger.error("%s", error)  # MONAI's bundle wraps what happens at construction in messages of its own
         raise
@@ -159,6 +162,13 @@ def _part(network: nn.Module, module: str, path: str | os.PathLike[str]) -> nn.M
 def _dotted(prefix: str) -> str:
     """With the dot that ends a prefix, unless there is none."""
     return f"{prefix.removesuffix('.')}." if prefix else ""
+
+
+def _check_values(matching: Matching, source: Mapping[str, str], path: str | os.PathLike[str]) -> None:
+    """Refuse tensors that fit by shape and are no weights."""
+    fitting = {name: matching.state[there] for name, there in source.items() if matching.may_fit(name, there)}
+    if found := unusable(fitting, matching.own):
+        raise ValueError(f"{path} has weights that cannot be used: {some_of(found)}: train or export them again")
 
 
 def _check_share(report: LoadReport, part: nn.Module, minimum_share: float) -> None:

@@ -52,10 +52,14 @@ class LoadReport:
         return len(self.matched) + len(self.reshaped)
 
     @property
+    def unused(self) -> list[str]:
+        """Those of `unexpected` under `prefix`: beside what was loaded, not a head of the file's own training."""
+        return [name for name in self.unexpected if name.startswith(self.prefix)]
+
+    @property
     def total(self) -> int:
         """Number of the network's tensors and the surplus, or of the file's under `prefix` and the gaps."""
-        under = [name for name in self.unexpected if name.startswith(self.prefix)]
-        rest = under + self.gaps if self.share_of == "file" else self.missing + self.surplus
+        rest = self.unused + self.gaps if self.share_of == "file" else self.missing + self.surplus
         return self.loaded + len(self.mismatched) + len(rest)
 
     @property

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 import yaml
 
-__all__ = ["LARGE_FILE_BYTES", "check_files", "file_hash", "large_file_entries", "published_files", "stream_hash"]
+from ..weights.files import file_hash
+
+__all__ = ["LARGE_FILE_BYTES", "check_files", "large_file_entries", "published_files"]
 
 LARGE_FILE_BYTES = 25_000_000  # 25 MB, the model zoo's limit for a file inside of a bundle
 MODEL = "models/model.pt"
@@ -53,21 +54,6 @@ def published_files(bundle: Path) -> tuple[list[str], list[str]]:
     names = sorted(path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file())
     published = [name for name in names if _published(PurePosixPath(name))]
     return published, sorted(set(names) - set(published))
-
-
-def stream_hash(stream: BinaryIO, hash_type: str = "sha256") -> str:
-    """Hexadecimal hash of an open file from its beginning."""
-    digest = hashlib.new(hash_type, usedforsecurity=False)
-    stream.seek(0)
-    while block := stream.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
-
-
-def file_hash(path: Path, hash_type: str = "sha256") -> str:
-    """Hexadecimal hash of a file."""
-    with open(path, "rb") as stream:
-        return stream_hash(stream, hash_type)
 
 
 def large_file_entries(bundle: Path) -> list[dict[str, Any]]:

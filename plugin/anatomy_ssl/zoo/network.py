@@ -18,6 +18,7 @@ from monai.bundle.scripts import _get_fake_spatial_shape
 from torch import Tensor, nn
 
 from ..data.atomic import safe_load
+from ..weights.files import some_of, unusable
 from .files import MODEL
 
 __all__ = ["check_network"]
@@ -188,6 +189,10 @@ def check_network(bundle: Path, metadata: dict[str, Any], kinds: list[str], form
                 problems.append(f"configs/{kind}.json, network_def: {NOT_BUILT} ({cause}); {REMEDIES[kind]}")
                 continue
             misfits = _fit(network, state) if state is not None else []
+            broken = unusable(state, network.state_dict()) if state is not None else []
+            if broken:
+                problem = f"{MODEL}: has weights that cannot be used: {some_of(broken)}; train or export them again"
+                problems += [] if problem in problems else [problem]
             if misfits:
                 problems.append(
                     f"{MODEL}: does not fill network_def of configs/{kind}.json: {', '.join(misfits)}; save "
@@ -195,6 +200,6 @@ def check_network(bundle: Path, metadata: dict[str, Any], kinds: list[str], form
                 )
             if kind == "inference" and formats:
                 weights = folder / "weights.pt"  # random where the bundle's do not fit: the export is checked anyway
-                torch.save(network.state_dict() if misfits or state is None else state, weights)
+                torch.save(network.state_dict() if misfits or broken or state is None else state, weights)
                 problems += _check_inference(bundle, network, metadata, weights)
     return problems

@@ -14,7 +14,8 @@ from typing import Any, BinaryIO
 import yaml
 
 from ..data.atomic import atomic_write
-from .files import LARGE_FILE_BYTES, LARGE_FILE_LISTS, file_hash, large_file_entries, published_files, stream_hash
+from ..weights.files import file_hash, stream_hash
+from .files import LARGE_FILE_BYTES, LARGE_FILE_LISTS, large_file_entries, published_files
 from .metadata import METADATA
 from .verify import verify_bundle
 
