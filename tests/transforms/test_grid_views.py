@@ -68,6 +68,15 @@ def test_views_are_boxes_of_the_image_that_match(
     assert len(firsts) > 5 or int(np.prod(size)) == 1
 
 
+@pytest.mark.parametrize("random_center", [False, True])
+def test_place_of_the_lattice(random_center: bool) -> None:
+    """In the middle of a larger image, or anywhere in it, up to the edges."""
+    transform = RandGridViewsd("image", (2,), 2, 1, random_center=random_center).set_random_state(0)
+    image = numbered((28,))  # the lattice needs 8
+    seen = torch.cat([transform({"image": image})[f"image_{v}"].flatten() for _ in range(500) for v in (1, 2)])
+    assert (float(seen.min()), float(seen.max())) == ((0, 26) if random_center else (10, 16))
+
+
 def test_seeded() -> None:
     image = numbered((40, 40))
     runs = [RandGridViewsd("image", (4, 4), 4).set_random_state(7)({"image": image}) for _ in range(2)]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from monai.config import KeysCollection
-from monai.transforms import CenterSpatialCrop, MapTransform, RandomizableTransform
+from monai.transforms import MapTransform, RandomizableTransform
 from monai.utils import ensure_tuple_rep
 
 from anatomy_ssl.data.reading import BadImageError
@@ -23,12 +23,13 @@ class RandGridViewsd(RandomizableTransform, MapTransform):
     slice) as the image's own axes come; one tuple, one order, everywhere.
 
     Args:
-        keys: images `(C, *spatial)`, at least `(grid_size + slack + 1) * cell_size` voxels along every axis; more is
-            cut away evenly. All keys are cut alike.
+        keys: images `(C, *spatial)`, at least `(grid_size + slack + 1) * cell_size` voxels along every axis. All keys
+            are cut alike.
         grid_size: cells of a view along each axis.
         cell_size: voxels of a cell along each axis.
         slack: cells that the lattice has beyond a view, along each axis: views start at cell 0 to `slack`.
         num_views: views of each image.
+        random_center: whether the lattice lies anywhere in larger images; else in their middle.
 
     A call gives `KEY_1` .. `KEY_V`, `(C, *grid_size * cell_size)`, instead of each key, and `cell_1` .. `cell_V`, the
     start of each view in the lattice, int64 `(D,)`, from which `match_cells` tells what coincides.
@@ -44,13 +45,14 @@ class RandGridViewsd(RandomizableTransform, MapTransform):
         cell_size: Sequence[int] | int,
         slack: Sequence[int] | int = 4,
         num_views: int = 2,
+        random_center: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self)
         dims = len(grid_size)
         self.grid_size = tuple(int(n) for n in grid_size)
         self.cell_size, self.slack = (tuple(ensure_tuple_rep(value, dims)) for value in (cell_size, slack))
-        self.num_views = num_views
+        self.num_views, self.random_center = num_views, random_center
         if min(*self.grid_size, *self.cell_size, num_views) < 1 or min(self.slack) < 0:
             raise ValueError(
                 f"grid_size {self.grid_size}, cell_size {self.cell_size} and num_views {num_views} must be positive, "
@@ -63,24 +65,27 @@ class RandGridViewsd(RandomizableTransform, MapTransform):
         return tuple((n + s + 1) * c for n, s, c in zip(self.grid_size, self.slack, self.cell_size))
 
     def randomize(self, data: Any = None) -> None:
-        """Draw the lattice's offset in voxels and the start of every view in cells."""
+        """Draw the lattice's offset in voxels, in images of size `data`, and the start of every view in cells."""
         super().randomize(None)
-        self.offset = [int(self.R.randint(size)) for size in self.cell_size]
+        over = [size - needed for size, needed in zip(data, self.image_size)]
+        corner = [int(self.R.randint(o + 1)) if self.random_center else o // 2 for o in over]
+        self.offset = [c + int(self.R.randint(size)) for c, size in zip(corner, self.cell_size)]
         self.starts = [[int(self.R.randint(s + 1)) for s in self.slack] for _ in range(self.num_views)]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Cut the views."""
         d = dict(data)
-        self.randomize()
         for key in self.key_iterator(d):
-            image = d.pop(key)
+            image = d[key]
             if any(size < needed for size, needed in zip(image.shape[1:], self.image_size)):
                 raise BadImageError(
                     d.get("source", key),
                     f"is smaller ({tuple(image.shape[1:])} voxels) than the lattice of cells, {self.image_size}: "
                     "resize it to at least that, or lower grid_size, cell_size or slack",
                 )
-            image = CenterSpatialCrop(self.image_size)(image)
+        self.randomize(d[self.first_key(d)].shape[1:])
+        for key in self.key_iterator(d):
+            image = d.pop(key)
             for number, start in enumerate(self.starts, start=1):
                 begin = [o + s * c for o, s, c in zip(self.offset, start, self.cell_size)]
                 box = tuple(slice(b, b + n * c) for b, n, c in zip(begin, self.grid_size, self.cell_size))
