@@ -13,6 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from anatomy_ssl.losses import (
     BarlowTwinsLoss,
     CoordinateRegressionLoss,
+    GlobalConsistencyLoss,
+    LocalConsistencyLoss,
     NTXentLoss,
     PhysicalDistanceLoss,
     WeightedSumLoss,
@@ -79,6 +81,29 @@ def _weighted_sum(model: nn.Module, rows: slice) -> Tensor:
     return loss({"one": one, "two": two, "mean": (one + two) / 2}, targets)
 
 
+def _global_consistency(model: nn.Module, rows: slice) -> Tensor:
+    view_1, view_2, _ = _batch()
+    one, two = model(torch.cat([view_1[rows], view_2[rows]])).chunk(2)
+    return GlobalConsistencyLoss()(one, two, two.detach(), one.detach().flip(1))
+
+
+def _local_consistency(reduction: str, pairs_in_process_1: bool) -> Case:
+    """Four cells an image; the images of process 1 have no pair, or other numbers of pairs."""
+
+    def case(model: nn.Module, rows: slice) -> Tensor:
+        view_1, view_2, _ = _batch()
+        one, two = (torch.stack([model(view[rows] * k) for k in range(1, 5)], dim=1) for view in (view_1, view_2))
+        match = (torch.arange(4) + torch.arange(CROPS)[:, None]) % 6
+        match[match > 3] = -1
+        ordered = torch.arange(CROPS) % 3 > 0
+        if not pairs_in_process_1:
+            ordered[SHARES[1]] = False
+        loss = LocalConsistencyLoss(reduction)
+        return loss(one, two, two.detach().flip(2), one.detach().flip(2), match[rows], ordered[rows])
+
+    return case
+
+
 def _gathered_with_different_losses(model: nn.Module, rows: slice) -> Tensor:
     """Each process weighs the gathered rows differently; the whole batch has the average of both weightings."""
     gathered = all_gather_rows(model(_batch()[0][rows]))
@@ -98,6 +123,10 @@ CASES: dict[str, Case] = {
     "ntxent": _views(NTXentLoss()),
     "coordinate": _coordinate,
     "weighted sum": _weighted_sum,
+    "global consistency": _global_consistency,
+    "local consistency": _local_consistency("pairs", True),
+    "local consistency by images": _local_consistency("images", True),
+    "local consistency, no pair in process 1": _local_consistency("pairs", False),
     "gathered rows": _gathered_with_different_losses,
 }
 
