@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from monai.bundle import ConfigParser
-from monai.networks.nets import ViT
+from monai.networks.nets import SwinUNETR, ViT
 from monai.networks.nets.efficientnet import EfficientNetEncoder
 from monai.networks.nets.resnet import ResNetEncoder
 from monai.networks.nets.segresnet_ds import SegResEncoder
@@ -249,3 +249,14 @@ def test_a_swin_with_other_windows_and_another_dimension(tmp_path: Path) -> None
     assert all("downsample" in name for name, _, _ in report.mismatched)
     with pytest.raises(ValueError, match="input layer patch_embed"):
         load(flat, deep, tmp_path, interpolate=True, minimum_share=0.1)
+
+
+def test_swin_with_the_original_names_of_its_mlp(tmp_path: Path) -> None:
+    """As in MONAI's own self-supervised weights: `module.` before, fc1 and fc2, and heads that nothing uses."""
+    source, network = (SwinUNETR(in_channels=1, out_channels=2, feature_size=12) for _ in range(2))
+    state = {f"module.{k.replace('mlp.linear', 'mlp.fc')}": v for k, v in source.swinViT.state_dict().items()}
+    torch.save({"state_dict": state | {"module.rotation_head.weight": torch.zeros(4, 12)}}, tmp_path / "swin.pt")
+    report = load_pretrained(network, tmp_path / "swin.pt", module="swinViT", minimum_share=1.0)
+    assert not report.missing
+    expected = source.swinViT.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in network.swinViT.state_dict().items())

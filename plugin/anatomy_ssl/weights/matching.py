@@ -20,6 +20,23 @@ UNUSED = "cross_attn."  # MONAI's ViT has it in each block and never calls it; 1
 State = Mapping[str, torch.Tensor]
 
 
+def _monai_names(state: State, own: State) -> State:
+    """The file's tensors with MONAI's names of a transformer's MLP, where it has those of the original code.
+
+    timm's files have them, and MONAI's own self-supervised Swin (`model_swinvit.pt`).
+    """
+    if any(".mlp.fc1." in name for name in own) or not any(".mlp.linear1." in name for name in own):
+        return state
+    renamed = {".mlp.fc1.": ".mlp.linear1.", ".mlp.fc2.": ".mlp.linear2."}
+    return {_replaced(name, renamed): tensor for name, tensor in state.items()}
+
+
+def _replaced(text: str, replacements: Mapping[str, str]) -> str:
+    for old, new in replacements.items():
+        text = text.replace(old, new)
+    return text
+
+
 def counts(name: str) -> bool:
     """Whether something was learned in a tensor: not in counters, tables of indices, and ViT's cross-attention."""
     return not name.endswith(BOOKKEEPING) and UNUSED not in name
@@ -37,7 +54,8 @@ class Matching:
     """
 
     def __init__(self, network: nn.Module, part: nn.Module, state: State, inflate: bool, interpolate: bool) -> None:
-        self.network, self.part, self.state, self.own = network, part, state, part.state_dict()
+        self.network, self.part, self.own = network, part, part.state_dict()
+        self.state = _monai_names(state, self.own)
         self.inflate, self.interpolate = inflate, interpolate
         self.dims = spatial_dims(state)
         self.same_dims = None in (self.dims, spatial_dims(self.own)) or self.dims == spatial_dims(self.own)
