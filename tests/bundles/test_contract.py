@@ -28,7 +28,7 @@ def raw(name: str) -> dict[str, Any]:
 )
 def test_required_files(name: str) -> None:
     assert (BUNDLE / name).stat().st_size > 100
-    assert "/work" not in (BUNDLE / name).read_text()
+    assert "/work" not in (BUNDLE / name).read_text(encoding="utf-8")
 
 
 def test_bundle_holds_no_python() -> None:
