@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from anatomy_ssl.data.phantom import write_phantom_cohort
 from tests.bundles.runs import run
-
-
-@pytest.fixture(autouse=True)
-def _own_logging() -> Iterator[None]:
-    """MONAI's bundles set up the root logger anew, with streams that end with the test."""
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-    yield
-    root.handlers[:], root.level = before
 
 
 @pytest.fixture(scope="session")
