@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 import torch
 from monai.data import MetaTensor
 from PIL import Image
 
 from anatomy_ssl.data.reading import BadImageError
 from anatomy_ssl.transforms import LoadVolumed
-from anatomy_ssl.transforms.radiographs import GreyScaled, ResizeToCoverd
+from anatomy_ssl.transforms.radiographs import DicomWindowd, GreyScaled, ResizeToCoverd
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "I;16"])
@@ -55,3 +56,69 @@ def test_the_size_is_covered_with_proportions_kept(shape: tuple[int, ...]) -> No
 def test_equal_size_changes_nothing() -> None:
     image = MetaTensor(torch.rand(1, 16, 12))
     assert torch.equal(ResizeToCoverd("image", (16, 12))({"image": image})["image"], image)
+
+
+def dicom(path: Path, values: np.ndarray, photometric: str = "MONOCHROME2", **tags: str) -> str:
+    """Write a radiograph; `(rows, columns)` int16."""
+    image = sitk.GetImageFromArray(values)
+    for tag, value in {"0008|0060": "DX", **tags}.items():
+        image.SetMetaData(tag, value)
+    sitk.WriteImage(image, str(path))
+    # SimpleITK writes MONOCHROME2 alone
+    path.write_bytes(path.read_bytes().replace(b"MONOCHROME2 ", photometric.ljust(12).encode()))
+    return str(path)
+
+
+def add_rescale(path: Path) -> None:
+    """Write intercept -100 and slope 2 behind the window's width, as SimpleITK does for no integers."""
+    content = path.read_bytes()
+    start = content.index(b"\x28\x00\x51\x10")
+    end = start + 8 + int.from_bytes(content[start + 4 : start + 8], "little")
+    added = b"\x28\x00\x52\x10\x04\x00\x00\x00-100" + b"\x28\x00\x53\x10\x02\x00\x00\x002 "
+    path.write_bytes(content[:end] + added + content[end:])
+
+
+def shown(path: str) -> np.ndarray:
+    """`(rows, columns)` as the recipe shows it."""
+    data = LoadVolumed("image", spatial_dims=2, channels=None)({"image": path})
+    return DicomWindowd("image")(data)["image"][0].T.numpy()
+
+
+VALUES = np.random.default_rng(0).integers(0, 4000, (7, 5)).astype(np.int16)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16])
+@pytest.mark.parametrize("rescaled", [False, True])
+def test_window_of_the_header_in_both_polarities(tmp_path: Path, dtype: type, rescaled: bool) -> None:
+    """Center 1,000 and width 501 show 749.5 to 1,249.5; of several windows the first. Air is dark in all."""
+    tags = {"0028|1050": "1000\\2000", "0028|1051": "501\\9000"}
+    files = [dicom(tmp_path / f"{p}.dcm", VALUES.astype(dtype), p, **tags) for p in ("MONOCHROME2", "MONOCHROME1")]
+    values = VALUES.astype(float)
+    if rescaled:
+        values = VALUES * 2.0 - 100
+        for file in files:
+            add_rescale(Path(file))
+    found = shown(files[0])
+    np.testing.assert_allclose(found, values.clip(749.5, 1249.5))
+    white_is_low = shown(files[1])
+    np.testing.assert_allclose(white_is_low - white_is_low.min(), 500 - (found - 749.5))
+
+
+def test_without_a_window_air_is_dark_in_both_polarities(tmp_path: Path) -> None:
+    plain = shown(dicom(tmp_path / "a.dcm", VALUES))
+    np.testing.assert_array_equal(plain, VALUES)
+    turned = shown(dicom(tmp_path / "b.dcm", VALUES, "MONOCHROME1"))
+    np.testing.assert_array_equal(turned - turned.min(), plain.max() - plain)
+
+
+def test_other_files_stay_as_they_are(tmp_path: Path) -> None:
+    Image.fromarray(VALUES.astype(np.uint8)).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(shown(str(tmp_path / "a.png")), VALUES.astype(np.uint8))
+
+
+def test_dicom_without_pixels_is_named(tmp_path: Path) -> None:
+    path = Path(dicom(tmp_path / "a.dcm", VALUES))
+    content = path.read_bytes()
+    path.write_bytes(content[: content.rindex(b"\xe0\x7f\x10\x00")])
+    with pytest.raises(BadImageError, match=r"a\.dcm: cannot be read"):
+        shown(str(path))

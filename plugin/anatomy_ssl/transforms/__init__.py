@@ -7,13 +7,14 @@ from .grid_views import RandGridViewsd, match_cells
 from .labels import CheckCoveraged, ClassIndexd, LabelPresenced, LabelVolumed
 from .load import LoadVolumed
 from .points import AnatomicalOrigind, ForegroundPointsd, LabelPointsd
-from .radiographs import GreyScaled, ResizeToCoverd
+from .radiographs import DicomWindowd, GreyScaled, ResizeToCoverd
 
 __all__ = [
     "AnatomicalOrigind",
     "CheckCoveraged",
     "ClassIndexd",
     "CropPositiond",
+    "DicomWindowd",
     "ForegroundPointsd",
     "GreyScaled",
     "LabelPointsd",

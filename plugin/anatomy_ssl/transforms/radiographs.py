@@ -1,4 +1,4 @@
-"""What radiographs need before they look alike: one channel, and one size."""
+"""What radiographs need before they look alike: black for air, one channel, and one size."""
 
 from __future__ import annotations
 
@@ -6,15 +6,65 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import SimpleITK as sitk  # noqa: N813
 import torch
 from monai.config import KeysCollection
 from monai.transforms import CenterSpatialCrop, MapTransform, Resize
 
 from anatomy_ssl.data.reading import BadImageError
 
-__all__ = ["GreyScaled", "ResizeToCoverd"]
+__all__ = ["DicomWindowd", "GreyScaled", "ResizeToCoverd"]
 
+_PHOTOMETRIC, _BITS, _SIGNED = "0028|0004", "0028|0101", "0028|0103"
+_CENTER, _WIDTH, _INTERCEPT, _SLOPE = "0028|1050", "0028|1051", "0028|1052", "0028|1053"
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow converts
+
+
+class DicomWindowd(MapTransform):
+    """Cut the intensities of DICOM radiographs to the first window of their headers (DICOM PS3.3, C.11.2.1.2).
+
+    Other files, and headers without a window, stay as they are. Not for CT, whose windows hide most of a scan. Images
+    whose lowest values are white (MONOCHROME1) need nothing else: SimpleITK turns them round as it reads them, so that
+    air is dark in all; the window is turned with them.
+
+    Args:
+        keys: images `(C, *spatial)` with rescaled intensities, as `LoadVolumed` gives them, from the file that `source`
+            names.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Apply the window."""
+        d = dict(data)
+        window = _dicom_window(str(d["source"]))
+        for key in self.key_iterator(d):
+            d[key] = d[key] if window is None else d[key].clamp(*window)
+        return d
+
+
+def _dicom_window(path: str) -> tuple[float, float] | None:
+    """Lowest and highest intensity of a file's window, in the values that SimpleITK reads; None where there is none."""
+    header = _dicom_header(path)
+    if not (header.get(_CENTER) and header.get(_WIDTH)):
+        return None
+    center, width = (float(header[tag].split("\\")[0]) for tag in (_CENTER, _WIDTH))
+    if header.get(_PHOTOMETRIC) == "MONOCHROME1":
+        slope, intercept = float(header.get(_SLOPE) or 1), float(header.get(_INTERCEPT) or 0)
+        # stored values v are read as all bits turned: -1 - v, or the largest value less v
+        turned = -1 if header.get(_SIGNED) == "1" else 2 ** int(header[_BITS]) - 1
+        center = slope * turned + 2 * intercept - center + 1
+    return center - 0.5 - (width - 1) / 2, center - 0.5 + (width - 1) / 2
+
+
+def _dicom_header(path: str) -> dict[str, str]:
+    """Tags `gggg|eeee` of a DICOM file; empty for other files."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(path)
+    reader.SetImageIO("GDCMImageIO")
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:  # no DICOM
+        return {}
+    return {tag: reader.GetMetaData(tag).strip() for tag in reader.GetMetaDataKeys()}
 
 
 class GreyScaled(MapTransform):
