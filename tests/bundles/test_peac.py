@@ -120,6 +120,14 @@ def test_variants_train_what_they_say(radiographs: Path, tmp_path: Path, names: 
     assert not [name for name in still if "relative_position_index" not in name]
 
 
+def test_vit(radiographs: Path, tmp_path: Path) -> None:
+    """peac_minus_3, small: the cells are ViT's patches."""
+    encoder = ConfigParser.load_config_file(CONFIGS / "variant_peac_minus_3.yaml")["encoder"]
+    small = {**encoder, "hidden_size": 12, "mlp_dim": 24, "num_layers": 1, "num_heads": 2}
+    output = train(tmp_path, radiographs, ("variant_peac_minus_3.yaml",), encoder=small, epochs=1)
+    assert torch.load(output / "encoder.pt", weights_only=True)["provenance"]["method"] == "peac_minus_3"
+
+
 def test_volumes(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     folder = tmp_path_factory.mktemp("volumes")
     write_phantom_cohort(folder, subjects=8, spacings=((9.0, 9.0, 9.0),), radiographs=False, progress=False)

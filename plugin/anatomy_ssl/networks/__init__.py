@@ -5,6 +5,7 @@ from .grid_consistency import GridConsistencyNetwork
 from .heads import EncoderWithClassifier, EncoderWithHeads
 from .momentum import StudentTeacher
 from .swin import SwinEncoder
+from .vit import ViTGridEncoder
 
 __all__ = [
     "EncoderWithClassifier",
@@ -15,5 +16,6 @@ __all__ = [
     "StudentTeacher",
     "SwinEncoder",
     "UNetEncoder",
+    "ViTGridEncoder",
     "with_group_norm",
 ]
