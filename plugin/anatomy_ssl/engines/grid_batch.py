@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -93,9 +94,7 @@ class PrepareGridViews:
 
     def _draw_order(self, x: torch.Tensor, generator: torch.Generator | None) -> tuple[torch.Tensor, torch.Tensor]:
         """The cell shown at each place `(N, T)`, and which images are left in order `(N,)`."""
-        cells = 1
-        for size in self.grid_size:
-            cells *= size
+        cells = math.prod(self.grid_size)
         where = x.device if generator is None else generator.device
         ordered = torch.rand(len(x), generator=generator, device=where) >= self.order_prob
         shuffled = torch.rand(len(x), cells, generator=generator, device=where).argsort(dim=1)

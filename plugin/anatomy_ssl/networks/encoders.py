@@ -49,9 +49,7 @@ class PooledEncoder(nn.Module):
         super().__init__()
         self.backbone = backbone
         if isinstance(backbone, ViT):
-            for name, parameter in backbone.named_parameters():
-                if "cross_attn" in name:
-                    parameter.requires_grad_(False)
+            freeze_cross_attention(backbone)
         self.projection: nn.Module = nn.Identity()
         if out_channels is not None:
             self.projection = nn.Linear(feature_channels or _feature_channels(backbone), out_channels)
@@ -127,6 +125,13 @@ class _Below(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The deeper levels' output."""
         return self.submodule(x)
+
+
+def freeze_cross_attention(vit: ViT) -> None:
+    """Freeze what MONAI's ViT creates and never uses: distributed training refuses parameters that get no gradient."""
+    for name, parameter in vit.named_parameters():
+        if "cross_attn" in name:
+            parameter.requires_grad_(False)
 
 
 def with_group_norm(network: nn.Module, num_groups: int = 8) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -50,10 +51,7 @@ class GridConsistencyNetwork(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.grid_size, self.cell_size = tuple(grid_size), cell_size
-        cells = 1
-        for size in self.grid_size:
-            cells *= size
-        self.order_head = nn.Linear(num_features, cells) if order else None
+        self.order_head = nn.Linear(num_features, math.prod(self.grid_size)) if order else None
         voxels = cell_size ** len(self.grid_size)
         self.restoration_head = nn.Linear(num_features, voxels * channels) if channels else None
         self.global_head = expander(num_features, global_features) if global_features else None

@@ -8,14 +8,15 @@ import torch
 from monai.networks.nets import ViT
 from monai.utils import ensure_tuple_rep
 
+from .encoders import freeze_cross_attention
+
 __all__ = ["ViTGridEncoder"]
 
 
 class ViTGridEncoder(ViT):
     """MONAI's ViT with its own weight names, whose tokens come as a map: one for each patch, at the patch's place.
 
-    It takes ViT's arguments but `classification`. Its cross-attention, which MONAI creates and never uses, is frozen,
-    because distributed training refuses parameters that get no gradient.
+    It takes ViT's arguments but `classification`. The cross-attention that MONAI creates and never uses is frozen.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -25,9 +26,7 @@ class ViTGridEncoder(ViT):
         self.grid_size = tuple(size // p for size, p in zip(ensure_tuple_rep(kwargs["img_size"], dims), patch))
         self.cell_size = patch[0]
         self.num_features = int(self.norm.normalized_shape[0])
-        for name, parameter in self.named_parameters():
-            if "cross_attn" in name:
-                parameter.requires_grad_(False)
+        freeze_cross_attention(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Encode images `(N, C, *img_size)` to `(N, num_features, *grid)`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -29,7 +30,7 @@ def permute_cells(x: torch.Tensor, order: torch.Tensor, grid_size: Sequence[int]
     grid, spatial = tuple(grid_size), tuple(x.shape[2:])
     if len(grid) != len(spatial) or any(size % n for size, n in zip(spatial, grid)):
         raise ValueError(f"a grid of {grid} cells does not divide views of {spatial} voxels")
-    dims, cells = len(grid), int(torch.tensor(grid).prod())
+    dims, cells = len(grid), math.prod(grid)
     if order.shape != (len(x), cells):
         raise ValueError(
             f"order is {tuple(order.shape)}, a batch of {len(x)} with {grid} cells needs {(len(x), cells)}"
