@@ -42,7 +42,7 @@ def test_equals_loops_over_several_batches() -> None:
     found = metric.compute()
     assert found["order_accuracy"] == pytest.approx(right / places)
     assert found["order_times_chance"] == pytest.approx(5 * right / places)
-    assert found["cell_gap"] == pytest.approx(sum(same) / len(same) - sum(other) / len(other), abs=1e-5)
+    assert found["local_gap"] == pytest.approx(sum(same) / len(same) - sum(other) / len(other), abs=1e-5)
     assert found["token_spread"] > 0.5
 
 
@@ -59,7 +59,7 @@ def test_perfect_and_collapsed_networks() -> None:
     metric = GridQuality()
     metric.update((pred, target))
     assert metric.compute()["order_accuracy"] == 1
-    assert metric.compute()["cell_gap"] == pytest.approx(1.0)
+    assert metric.compute()["local_gap"] == pytest.approx(1.0)
     metric.reset()
     metric.update(({**pred, "tokens_1": torch.ones(6, 5, 4)}, target))
     assert metric.compute()["token_spread"] == 0
@@ -70,4 +70,4 @@ def test_nothing_shuffled_says_nothing_of_order() -> None:
     metric = GridQuality()
     metric.update((pred, {**target, "ordered": torch.ones(6, dtype=torch.bool)}))
     assert math.isnan(metric.compute()["order_accuracy"])
-    assert math.isfinite(metric.compute()["cell_gap"])
+    assert math.isfinite(metric.compute()["local_gap"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,7 +18,14 @@ class GlobalConsistencyLoss(nn.Module):
     Zhou et al. 2023 (arXiv 2312.00335), global consistency: mean over images of ||s1 - t2||^2 + ||s2 - t1||^2 with unit
     vectors, 0 to 8. The released code takes the mean over the embedding's 8,192 elements times 100,000, that is this
     loss times 12.2.
+
+    Args:
+        centre: subtract the batch's mean embedding first, see `LocalConsistencyLoss`.
     """
+
+    def __init__(self, centre: bool = False) -> None:
+        super().__init__()
+        self.centre = centre
 
     def forward(self, student_1: Tensor, student_2: Tensor, teacher_1: Tensor, teacher_2: Tensor) -> Tensor:
         """Return the loss, a scalar that is the same on every process: the mean over the images of all of them.
@@ -30,7 +39,8 @@ class GlobalConsistencyLoss(nn.Module):
         Raises:
             ValueError: shapes that differ.
         """
-        s1, s2, t1, t2 = _unit_rows(student_1=student_1, student_2=student_2, teacher_1=teacher_1, teacher_2=teacher_2)
+        views = {"student_1": student_1, "student_2": student_2, "teacher_1": teacher_1, "teacher_2": teacher_2}
+        s1, s2, t1, t2 = _unit_rows(views, self.centre)
         distance = (s1 - t2).square().sum() + (s2 - t1).square().sum()
         return sum_over_processes(distance) / sum(row_counts(len(s1), s1.device))
 
@@ -42,18 +52,23 @@ class LocalConsistencyLoss(nn.Module):
     ||s2 - t1||^2 with unit vectors. By default the mean over all such pairs; in the paper the sum over an image's
     pairs, and the mean over the images that have not been shuffled.
 
+    Nothing in this loss holds the embeddings of different cells apart: its minimum is one embedding for all. `centre`
+    subtracts the mean of the batch's embeddings (both views, all images and processes; the student's own and the
+    teacher's own) before they become unit vectors, so that what all cells have in common cannot lower the loss.
+
     Args:
         reduction: "pairs", or "images" for the paper's.
+        centre: subtract the batch's mean embedding; the paper does not.
 
     Raises:
         ValueError: `reduction` is neither.
     """
 
-    def __init__(self, reduction: str = "pairs") -> None:
+    def __init__(self, reduction: str = "pairs", centre: bool = False) -> None:
         super().__init__()
         if reduction not in ("pairs", "images"):
             raise ValueError(f"`reduction` has to be 'pairs' or 'images', got {reduction!r}.")
-        self.reduction = reduction
+        self.reduction, self.centre = reduction, centre
 
     def forward(
         self,
@@ -84,7 +99,7 @@ class LocalConsistencyLoss(nn.Module):
             found = [tuple(shape), tuple(match.shape), None if ordered is None else tuple(ordered.shape)]
             raise ValueError(f"Tokens (N, T, F) need `match` (N, T) and `ordered` (N,), got {found}.")
         views = {"student_1": student_1, "student_2": student_2, "teacher_1": teacher_1, "teacher_2": teacher_2}
-        s1, s2, t1, t2 = _unit_rows(**{name: view.flatten(0, 1) for name, view in views.items()})
+        s1, s2, t1, t2 = _unit_rows({name: view.flatten(0, 1) for name, view in views.items()}, self.centre)
         ordered = torch.ones_like(match[:, 0], dtype=torch.bool) if ordered is None else ordered
         shown = (match >= 0) & ordered[:, None]
         first = shown.flatten().nonzero()[:, 0]
@@ -95,10 +110,18 @@ class LocalConsistencyLoss(nn.Module):
         return sum_over_processes(distance) / (2 * max(1, sum(row_counts(count, s1.device))))
 
 
-def _unit_rows(**views: Tensor) -> list[Tensor]:
-    """Rows `(N, F)` of one shape as unit vectors in at least float32, with autocast off."""
-    rows = {name: float_rows(view, name) for name, view in views.items()}
-    if len({row.shape for row in rows.values()}) != 1:
-        shapes = ", ".join(f"{name} {tuple(row.shape)}" for name, row in rows.items())
+def _unit_rows(views: Mapping[str, Tensor], centre: bool) -> list[Tensor]:
+    """Rows `(N, F)` of both views of student and teacher as unit vectors in at least float32, with autocast off."""
+    rows = [float_rows(view, name) for name, view in views.items()]
+    if len({row.shape for row in rows}) != 1:
+        shapes = ", ".join(f"{name} {tuple(row.shape)}" for name, row in views.items())
         raise ValueError(f"Both views of student and teacher have to be one shape, got {shapes}.")
-    return [F.normalize(row, dim=1) for row in rows.values()]
+    if centre:
+        rows = [row - mean for pair in (rows[:2], rows[2:]) for mean in [_mean_row(*pair)] for row in pair]
+    return [F.normalize(row, dim=1) for row in rows]
+
+
+def _mean_row(view_1: Tensor, view_2: Tensor) -> Tensor:
+    """The mean `(F,)` of both views over the rows of all processes."""
+    count = sum(row_counts(2 * len(view_1), view_1.device))
+    return sum_over_processes(view_1.sum(dim=0) + view_2.sum(dim=0)) / max(1, count)

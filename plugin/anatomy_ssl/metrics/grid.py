@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,8 +21,9 @@ class GridQuality(Metric):
     - `order_accuracy`: share of places whose cell is named, in shuffled images only (in others the answer is always the
       place itself);
     - `order_times_chance`: the same times the number of cells;
-    - `cell_gap`: mean cosine of the tokens of cells that two views share, minus that of other cells of the same two
-      views, in images whose first view has its true order; embedding of the local head where there is one, else tokens;
+    - `token_gap`: mean cosine of the tokens of cells that two views share, minus that of other cells of the same two
+      views, in images whose first view has its true order;
+    - `local_gap`: the same of the local head's embeddings, which the loss compares; left out without that head;
     - `token_spread`: mean standard deviation of the tokens' features; 0 is a collapse.
 
     Sums are added up over the processes, so that every image counts once.
@@ -32,28 +34,26 @@ class GridQuality(Metric):
 
     def reset(self) -> None:
         """Forget the images of before."""
-        # correct, shuffled places, cosine of pairs, pairs, cosine of others, others, spread, batches
-        self.sums = torch.zeros(8, dtype=torch.float64)
+        # sum and count of each: correct places, spread of a batch, then cosines of pairs and of others by kind of token
+        self.sums = {name: torch.zeros(2, dtype=torch.float64) for name in ("order", "spread")}
         self.cells = 0
 
     def update(self, output: tuple[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]]) -> None:
         """Add a batch: the network's outputs and the targets of `PrepareGridViews`."""
         pred, target = output
-        ordered, match = target["ordered"], target["match"]
-        self.cells = match.shape[1]
-        parts = torch.zeros(8, dtype=torch.float64)
-        if "order" in pred and bool((~ordered).any()):
-            right = pred["order"][~ordered].argmax(dim=2) == target["target_order"][~ordered]
-            parts[0], parts[1] = float(right.sum()), right.numel()
-        name = "local" if "local_1" in pred else "tokens"
-        first, second = (F.normalize(pred[f"{name}_{view}"].float(), dim=2)[ordered] for view in (1, 2))
-        cosine = torch.einsum("nif,njf->nij", first, second)  # (N, T, T)
-        same = match[ordered][:, :, None] == torch.arange(match.shape[1], device=match.device)
-        shown = (match[ordered] >= 0)[:, :, None].expand_as(same)
-        for place, chosen in ((2, same), (4, shown & ~same)):
-            parts[place], parts[place + 1] = float(cosine[chosen].double().sum()), int(chosen.sum())
-        parts[6], parts[7] = float(pred["tokens_1"].float().flatten(0, 1).std(dim=0).mean()), 1
-        self.sums += parts
+        shuffled, self.cells = ~target["ordered"], target["match"].shape[1]
+        if "order" in pred:
+            self._add("order", pred["order"][shuffled].argmax(dim=2) == target["target_order"][shuffled])
+        self._add("spread", pred["tokens_1"].float().flatten(0, 1).std(dim=0).mean()[None])
+        for kind, name in (("token", "tokens"), ("local", "local")):
+            if f"{name}_1" in pred:
+                same, others = _cosines(pred[f"{name}_1"], pred[f"{name}_2"], target["match"], target["ordered"])
+                self._add(f"{kind}_same", same)
+                self._add(f"{kind}_others", others)
+
+    def _add(self, name: str, values: torch.Tensor) -> None:
+        found = torch.tensor([float(values.detach().double().sum()), values.numel()], dtype=torch.float64)
+        self.sums[name] = self.sums.get(name, torch.zeros(2, dtype=torch.float64)) + found
 
     def completed(self, engine: Engine, name: str) -> None:
         """Write each value under its own name, one of which the metric is attached under."""
@@ -61,11 +61,25 @@ class GridQuality(Metric):
 
     def compute(self) -> dict[str, float]:
         """The metrics; NaN where no image says anything of one."""
-        sums: Any = idist.all_reduce(self.sums.to(idist.device())) if idist.get_world_size() > 1 else self.sums
-        means = [float(sums[i] / sums[i + 1]) if sums[i + 1] else float("nan") for i in (0, 2, 4, 6)]
-        return {
-            "order_accuracy": means[0],
-            "order_times_chance": means[0] * self.cells,
-            "cell_gap": means[1] - means[2],
-            "token_spread": means[3],
+        sums: Any = torch.stack(list(self.sums.values()))
+        sums = idist.all_reduce(sums.to(idist.device())) if idist.get_world_size() > 1 else sums
+        means = {name: float(total / count) if count else math.nan for name, (total, count) in zip(self.sums, sums)}
+        gaps = {
+            f"{kind}_gap": means[f"{kind}_same"] - means[f"{kind}_others"]
+            for kind in ("token", "local")
+            if f"{kind}_same" in means
         }
+        accuracy = means["order"]
+        order = {"order_accuracy": accuracy, "order_times_chance": accuracy * self.cells}
+        return {**order, **gaps, "token_spread": means["spread"]}
+
+
+def _cosines(
+    first: torch.Tensor, second: torch.Tensor, match: torch.Tensor, ordered: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of cells that two views share, and of those cells with the others; tokens `(N, T, F)`, `match` `(N, T)`."""
+    first, second = (F.normalize(tokens.float(), dim=2)[ordered] for tokens in (first, second))
+    cosine = torch.einsum("nif,njf->nij", first, second)  # (N, T, T)
+    same = match[ordered][:, :, None] == torch.arange(match.shape[1], device=match.device)
+    shown = (match[ordered] >= 0)[:, :, None].expand_as(same)
+    return cosine[same], cosine[shown & ~same]
