@@ -56,7 +56,8 @@ def datalist(source: str, root: str, output: str, **options: Any) -> None:
         output: JSON to write.
         options: of the source. A folder and a csv take --validation and --test (share of the patients, or a number of
             them), --order random|sorted and --seed; a folder --pattern and --subject_pattern; a csv --image, --subject
-            and --label COLUMN, and --where "column=value,...". Public data sets take --seed and their own.
+            and --label COLUMN, --labels "COLUMN,..." (findings: 1, 0, -1 uncertain, empty), and --where
+            "column=value,...". Public data sets take --seed and their own.
     """
     from anatomy_ssl.data import public, write_datalist
 
@@ -79,8 +80,9 @@ def _split_list(source: str, root: str, options: dict[str, Any]) -> dict[str, li
     validation, test = options.pop("validation", 0.1), options.pop("test", 0.1)
     order, seed = options.pop("order", "random"), options.pop("seed", 0)
     if source == "csv":
-        label = options.pop("label", None)
-        items = datalist_from_csv(root, keys={"label": label} if label else None, **options)
+        label, labels = options.pop("label", None), options.pop("labels", ())
+        names = labels.split(",") if isinstance(labels, str) else labels  # Fire makes a tuple of what has a comma
+        items = datalist_from_csv(root, keys={"label": label} if label else None, labels=names, **options)
     else:
         items = scan_folder(root, **options)
     shares = sum(size for size in (validation, test) if isinstance(size, float))
@@ -118,17 +120,35 @@ def inspect(path: str) -> None:
     print(summary(str(path)))
 
 
-def import_released(source: str, output: str, method: str) -> None:
+def import_released(
+    source: str, output: str, method: str, which: str | None = None, channels: int | None = None
+) -> None:
     """Write an encoder file from a checkpoint that a method's authors released.
 
     Args:
         source: the authors' file.
         output: file to write.
-        method: isimed.
+        method: isimed, peac, or timm for a Swin or ViT of any origin in timm's layout.
+        which: teacher or student, of files with both; the teacher by default.
+        channels: of your images, 1 sums the weights of equal channels; by default 1 for peac, the file's for timm.
     """
     from anatomy_ssl.weights import import_released as convert
 
-    print(f"wrote {convert(str(source), str(output), method=str(method))}")
+    number = None if channels is None else int(channels)
+    print(f"wrote {convert(str(source), str(output), str(method), which, number)}")
+
+
+def export_timm(encoder: str, output: str, layout: str = "timm") -> None:
+    """Write a Swin or ViT encoder of 2D images under timm's names (docs/transfer.md).
+
+    Args:
+        encoder: encoder.pt, as `export` writes it.
+        output: file to write.
+        layout: timm, or original for the names of the Swin paper's code.
+    """
+    from anatomy_ssl.weights import timm
+
+    print(f"wrote {timm.export_timm(str(encoder), str(output), str(layout))}")
 
 
 def compare(
@@ -235,6 +255,7 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "figure": figure,
     "compare": compare,
     "export-nnunet": export_nnunet,
+    "export-timm": export_timm,
     "export": export,
     "inspect": inspect,
     "import-released": import_released,

@@ -23,6 +23,23 @@ def test_tokens_are_those_of_monais_vit(size: tuple[int, ...]) -> None:
     torch.testing.assert_close(found.flatten(2).mT, plain(x)[0])
 
 
+def test_a_class_token_attends_and_is_left_out_of_the_map() -> None:
+    """It trains; the epsilon is that of every norm; without both, the network is as it was."""
+    shape = {**SHAPE, "img_size": (12, 8), "spatial_dims": 2}
+    encoder, plain = ViTGridEncoder(**shape, class_token=True, norm_eps=1e-6), ViTGridEncoder(**shape)
+    assert set(encoder.state_dict()) - set(plain.state_dict()) == {"cls_token"}
+    norms = [layer.eps for layer in encoder.modules() if isinstance(layer, torch.nn.LayerNorm)]
+    assert set(norms) == {1e-6}
+    x = torch.randn(2, 1, 12, 8)
+    found = encoder(x)
+    assert found.shape == plain(x).shape
+    found.square().sum().backward()
+    assert encoder.cls_token.grad.abs().sum() > 0
+    with torch.no_grad():
+        encoder.cls_token += 1
+    assert not torch.allclose(found, encoder(x))
+
+
 def test_a_token_is_at_the_place_of_its_patch() -> None:
     """Without attention to the others, a change of one patch changes its own token alone."""
     encoder = ViTGridEncoder(img_size=(12, 8), spatial_dims=2, **SHAPE).eval()

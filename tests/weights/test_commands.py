@@ -10,7 +10,9 @@ import torch
 from monai.networks.nets import DenseNet121
 
 from anatomy_ssl.__main__ import main
+from anatomy_ssl.networks import SwinEncoder
 from anatomy_ssl.weights import read_state
+from anatomy_ssl.weights.timm import to_timm
 from tests.weights.networks import densenet, same, saved, student
 
 
@@ -57,6 +59,20 @@ def test_import_released(call, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert same(read_state(output), network.state_dict())
     assert call("import-released", path, output, "moco") == 2
     assert "choose isimed" in capsys.readouterr().err
+
+
+def test_import_released_peac_and_export_timm(call, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A student's Swin of three channels; to timm's names and back."""
+    network = SwinEncoder(embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=2)
+    path, output = saved({"student": to_timm(network.state_dict())}, tmp_path / "theirs.pt"), tmp_path / "encoder.pt"
+    options = ("--output", output, "--method", "peac", "--which", "student", "--channels", 3)
+    assert call("import-released", path, *options) == 0
+    assert same(read_state(output), network.state_dict())
+    assert call("export-timm", output, "--output", tmp_path / "timm.pt", "--layout", "original") == 0
+    assert f"wrote {tmp_path / 'timm.pt'}" in capsys.readouterr().out
+    assert same(read_state(tmp_path / "timm.pt"), to_timm(network.state_dict(), "original"))
+    assert call("import-released", path, tmp_path / "e.pt", "peac", "--which", "teacher") == 2
+    assert "has no teacher, but student" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["inspect", "export"])

@@ -21,6 +21,7 @@ __all__ = [
     "read_weights",
     "settings_of",
     "some_of",
+    "state_in",
     "stream_hash",
     "unusable",
 ]
@@ -29,11 +30,14 @@ STATE_KEYS = ("model", "encoder", "state_dict")  # the last is that of MONAI's p
 SHOWN = 5  # names per list in reports and errors
 
 
-def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def read_weights(
+    path: str | os.PathLike[str], key: str | None = None
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read a state dict and its record, without unpickling anything but tensors and plain Python types.
 
     Args:
         path: file that holds a state dict, by itself or under `model`, `encoder` or `state_dict`.
+        key: the entry that holds it, where it is another, such as `teacher`; None looks at the places above.
 
     Returns:
         Name -> tensor on the CPU, where a leading `module.` of (distributed) data parallel training is removed; and
@@ -45,24 +49,41 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor],
     """
     content = safe_load(path)
     record = content.get("provenance") if isinstance(content, Mapping) else None
-    for key in STATE_KEYS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
+    return state_in(content, path, key), dict(record) if isinstance(record, Mapping) else {}
+
+
+def state_in(content: Any, path: str | os.PathLike[str], key: str | None = None) -> dict[str, torch.Tensor]:
+    """The state dict in the content of a file, see `read_weights`.
+
+    Args:
+        content: of the file.
+        path: the file, for messages.
+        key: see `read_weights`.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    entries = content if isinstance(content, Mapping) else {}
+    if key is not None and not isinstance(entries.get(key), Mapping):
+        found = some_of([str(name) for name in entries]) or type(content).__name__
+        raise ValueError(f"{path} has no state dict under {key!r}, but {found}: give one of these as key, or no key")
+    for place in STATE_KEYS if key is None else (key,):
+        if isinstance(entries.get(place), Mapping):
+            entries = entries[place]
             break
-    named = dict(content) if isinstance(content, Mapping) else {}
-    if not named or not all(isinstance(value, torch.Tensor) for value in named.values()):
-        found = some_of([str(name) for name in named]) or type(content).__name__
+    if not entries or not all(isinstance(value, torch.Tensor) for value in entries.values()):
+        found = some_of([str(name) for name in entries]) or type(content).__name__
+        places = ", ".join(STATE_KEYS) if key is None else key
         raise ValueError(
-            f"{path} holds no state dict, neither alone nor under {', '.join(STATE_KEYS)}, but {found}: "
-            "save model.state_dict() under one of these names"
+            f"{path} holds no state dict, neither alone nor under {places}, but {found}: "
+            "save model.state_dict() under one of these names, or give the key of the entry that holds it"
         )
-    state = {str(name).removeprefix("module."): tensor for name, tensor in named.items()}
-    return state, dict(record) if isinstance(record, Mapping) else {}
+    return {str(name).removeprefix("module."): tensor for name, tensor in entries.items()}
 
 
-def read_state(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+def read_state(path: str | os.PathLike[str], key: str | None = None) -> dict[str, torch.Tensor]:
     """The state dict of `read_weights`, without the record."""
-    return read_weights(path)[0]
+    return read_weights(path, key)[0]
 
 
 def fingerprint(obj: Any) -> str:

@@ -29,6 +29,7 @@ def load_pretrained(
     inflate: bool = False,
     interpolate: bool = False,
     allow_new_input: bool = False,
+    key: str | None = None,
 ) -> LoadReport:
     """Load the tensors of a file that fit a network by name and shape, and log what fitted and what did not.
 
@@ -49,6 +50,7 @@ def load_pretrained(
         inflate: allow other input channels and 2D weights in a 3D network, see `resize.inflate`.
         interpolate: allow other position grids and windows, see `resize.interpolate_positions` and `interpolate_bias`.
         allow_new_input: load although the input layer stays untrained; else the file has to fill it.
+        key: the file's entry that holds the state dict, see `read_weights`.
 
     Returns:
         What was loaded and what was not.
@@ -62,7 +64,8 @@ def load_pretrained(
     if share_of not in ("network", "file") or not 0 <= minimum_share <= 1:
         raise ValueError(f"share_of is network or file and minimum_share 0 to 1, not {share_of!r} and {minimum_share}")
     part = _part(network, module, path)
-    matching = Matching(network, part, read_state(path), inflate, interpolate)
+    matching = Matching(network, part, read_state(path, key), inflate, interpolate)
+    matching.check_merging(path)
     outer, inner = matching.find_prefix(path) if prefix is None else (_dotted(prefix), "")
     source = {inner + name.removeprefix(outer): name for name in matching.state if name.startswith(outer)}
     _check_values(matching, source, path)
@@ -88,6 +91,7 @@ def pretrained(
     interpolate: bool | str = False,
     recipe: Mapping[str, Any] | None = None,
     allow_new_input: bool | str = False,
+    key: str | None = None,
 ) -> nn.Module:
     """Build a network with weights from a file: for `_target_` around a network in a config.
 
@@ -105,6 +109,7 @@ def pretrained(
         interpolate: allow other position grids and windows.
         recipe: see `check_recipe`; None does not check.
         allow_new_input: load although the input layer stays untrained.
+        key: the file's entry that holds the state dict (`teacher`), where it is no usual one.
 
     Returns:
         The same network.
@@ -117,27 +122,28 @@ def pretrained(
         return network
     try:
         if recipe is not None:
-            check_recipe(path, recipe)
+            check_recipe(path, recipe, key)
         words = {"inflate": inflate, "interpolate": interpolate, "allow_new_input": allow_new_input}
         allowed = {name: switch(value, name) for name, value in words.items()}
-        load_pretrained(network, path, module, prefix, minimum_share, share_of, **allowed)
+        load_pretrained(network, path, module, prefix, minimum_share, share_of, **allowed, key=key)
     except (ValueError, OSError) as error:
         logger.error("%s", error)  # MONAI's bundle wraps what happens at construction in messages of its own
         raise
     return network
 
 
-def check_recipe(path: str | os.PathLike[str], recipe: Mapping[str, Any]) -> None:
+def check_recipe(path: str | os.PathLike[str], recipe: Mapping[str, Any], key: str | None = None) -> None:
     """Refuse to feed an encoder with other crops than it was trained on, which would give plausible, wrong numbers.
 
     Args:
         path: a file of `ExportEncoder`; files without a record pass.
         recipe: what this run uses, by the names of the record: `crop_size`, `crop_spacing`, `channels`, ...
+        key: see `read_weights`.
 
     Raises:
         ValueError: names the first difference.
     """
-    record = read_weights(path)[1]
+    record = read_weights(path, key)[1]
     for name, value in recipe.items():
         if name in record and canonical(record[name]) != canonical(value):
             # MONAI's command line drops a plain None

@@ -3,32 +3,44 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping
 
 import torch
+from monai.networks.nets.swin_unetr import PatchMerging
 from torch import nn
 
 from anatomy_ssl.weights.files import some_of
 from anatomy_ssl.weights.resize import BIAS, POSITIONS, resizable, resize, spatial_dims
 
-__all__ = ["Matching", "counts"]
+__all__ = ["Matching", "counts", "refuse_difference"]
 
 INDEX = "relative_position_index"  # follows from the window: the network's own stays
-BOOKKEEPING = (INDEX, "num_batches_tracked")
+MASK = "attn_mask"  # follows from the size of the images
+BOOKKEEPING = (INDEX, MASK, "num_batches_tracked")
 UNUSED = "cross_attn."  # MONAI's ViT has it in each block and never calls it; 1.5.1 has more of it than 1.6.1
+MERGING = re.compile(r"\blayers\.(\d+)(?=\.downsample\.)")
+STAGE = re.compile(r"\blayers\.(\d+)\.")
 State = Mapping[str, torch.Tensor]
 
 
 def _monai_names(state: State, own: State) -> State:
-    """The file's tensors with MONAI's names of a transformer's MLP, where it has those of the original code.
+    """The file's tensors under MONAI's names for a transformer, where it has those of the original code or of timm.
 
-    timm's files have them, and MONAI's own self-supervised Swin (`model_swinvit.pt`).
+    Such files are timm's, MONAI's own self-supervised Swin (`model_swinvit.pt`), and for the layers of
+    `SwinTransformer`, which are `layers1.0` to `layers4.0`, those of `SwinEncoder`.
     """
-    if any(".mlp.fc1." in name for name in own) or not any(".mlp.linear1." in name for name in own):
-        return state
-    renamed = {".mlp.fc1.": ".mlp.linear1.", ".mlp.fc2.": ".mlp.linear2."}
-    return {_replaced(name, renamed): tensor for name, tensor in state.items()}
+    if not any(".mlp.fc1." in name for name in own) and any(".mlp.linear1." in name for name in own):
+        renamed = {".mlp.fc1.": ".mlp.linear1.", ".mlp.fc2.": ".mlp.linear2."}
+        state = {_replaced(name, renamed): tensor for name, tensor in state.items()}
+    first = {int(found[1]) for name in state if (found := MERGING.search(name))}
+    if first and 0 not in first and any("layers.0.downsample." in name or "layers1.0." in name for name in own):
+        # timm merges at the beginning of a stage, not at the end of the one before
+        state = {MERGING.sub(lambda found: f"layers.{int(found[1]) - 1}", n): tensor for n, tensor in state.items()}
+    if any("layers1.0.blocks." in name for name in own):
+        state = {STAGE.sub(lambda found: f"layers{int(found[1]) + 1}.0.", n): tensor for n, tensor in state.items()}
+    return state
 
 
 def _replaced(text: str, replacements: Mapping[str, str]) -> str:
@@ -40,6 +52,28 @@ def _replaced(text: str, replacements: Mapping[str, str]) -> str:
 def counts(name: str) -> bool:
     """Whether something was learned in a tensor: not in counters, tables of indices, and ViT's cross-attention."""
     return not name.endswith(BOOKKEEPING) and UNUSED not in name
+
+
+def refuse_difference(state: State, own: State, subject: str, remedy: str) -> None:
+    """Refuse tensors whose names and shapes are not exactly a network's.
+
+    Args:
+        state: from a file.
+        own: the network's.
+        subject: beginning of the message, `FILE is no NETWORK`.
+        remedy: its end.
+
+    Raises:
+        ValueError: names what is missing, unknown or of another shape.
+    """
+    kinds = {
+        "missing": [name for name in own if name not in state],
+        "unknown": [name for name in state if name not in own],
+        "of another shape": [name for name in own if name in state and state[name].shape != own[name].shape],
+    }
+    wrong = [f"{len(names)} {kind} ({some_of(names)})" for kind, names in kinds.items() if names]
+    if wrong:
+        raise ValueError(f"{subject}: {'; '.join(wrong)}; {remedy}")
 
 
 class Matching:
@@ -56,6 +90,7 @@ class Matching:
     def __init__(self, network: nn.Module, part: nn.Module, state: State, inflate: bool, interpolate: bool) -> None:
         self.network, self.part, self.own = network, part, part.state_dict()
         self.state = _monai_names(state, self.own)
+        self.original_merging = any(STAGE.search(name) for name in state)
         self.inflate, self.interpolate = inflate, interpolate
         self.dims = spatial_dims(state)
         self.same_dims = None in (self.dims, spatial_dims(self.own)) or self.dims == spatial_dims(self.own)
@@ -83,6 +118,20 @@ class Matching:
             places = some_of([f"file {outer!r}" if outer else f"network {inner!r}" for outer, inner in best])
             raise ValueError(f"{path} fits equally well at several places ({places}): give prefix, or module")
         return best[0]
+
+    def check_merging(self, path: str | os.PathLike[str]) -> None:
+        """Refuse to feed a layer that merges patches in the order of MONAI's first versions with weights for another.
+
+        Raises:
+            ValueError: if the network has such layers in 3D (in 2D there is one order) and the file `SwinEncoder`'s or
+                timm's.
+        """
+        first = [name for name, layer in self.part.named_modules() if type(layer) is PatchMerging]
+        if self.original_merging and first and self.dims == 3:
+            raise ValueError(
+                f"{path} is of a network that merges patches in another order than {first[0]}: build "
+                "SwinUNETR with downsample: mergingv2 and patch_norm: true"
+            )
 
     def may_fit(self, name: str, source: str) -> bool:
         """Whether the file's `source` fits the network's `name`, as far as names and shapes tell."""
