@@ -342,6 +342,11 @@ class TestTable:
         assert "label" not in items[6]
         assert "age" not in items[6]
 
+    def test_an_empty_cell_is_a_label_that_is_not_known(self, table):
+        items = datalist_from_csv(table, labels=("age", "Mass"))
+        assert items[5]["labels"] == {"age": 5.5, "Mass": 1}
+        assert items[6]["labels"] == {"age": None, "Mass": 1}
+
     def test_where(self, table):
         assert [i["subject"] for i in datalist_from_csv(table, where="sex=F")] == ["000", "002", "004", "007"]
         assert [i["subject"] for i in datalist_from_csv(table, where="sex=F, Mass=1")] == ["007"]
@@ -355,7 +360,6 @@ class TestTable:
             ({"where": "sex=X"}, "No row of .* has sex=X"),
             ({"where": "__import__('os')"}, "write column=value"),
             ({"labels": ("sex",)}, "label 'sex' of images/p00.nii.gz is 'F'; give a number"),
-            ({"labels": ("age",)}, "label 'age' of images/p07.nii.gz is ''; give a number"),
             ({"image": "organs", "subject": None}, r"a row has no 'organs' \(007, images/p07"),
         ],
     )

@@ -77,6 +77,33 @@ def test_an_encoder_of_the_place_alone_has_no_local_loss() -> None:
     assert float(LocalConsistencyLoss()(*views, *views, match.roll(1, 1))) > 0.1
 
 
+def centred(one: Tensor, two: Tensor) -> list[Tensor]:
+    """Both views less their common mean row."""
+    rows = [row for view in (one, two) for row in view.reshape(-1, view.shape[-1])]
+    mean = sum(rows[1:], rows[0]) / len(rows)
+    return [one - mean, two - mean]
+
+
+def test_centring_equals_the_plain_loss_of_centred_embeddings() -> None:
+    """The student's embeddings have their own mean, the teacher's theirs."""
+    views, match = tensors(4, 6, 5), matches(4, 6)
+    expected = LocalConsistencyLoss()(*centred(*views[:2]), *centred(*views[2:]), match)
+    torch.testing.assert_close(LocalConsistencyLoss(centre=True)(*views, match), expected)
+    whole = [view[:, 0] for view in views]
+    expected = GlobalConsistencyLoss()(*centred(*whole[:2]), *centred(*whole[2:]))
+    torch.testing.assert_close(GlobalConsistencyLoss(centre=True)(*whole), expected)
+
+
+def test_one_embedding_for_all_is_a_solution_without_centring_alone() -> None:
+    """What all cells share makes the plain loss small, and leaves the centred one as it is."""
+    views, match = tensors(4, 6, 5), matches(4, 6)
+    shifted = [view + 1000 for view in views]
+    assert float(LocalConsistencyLoss()(*shifted, match)) < 1e-4
+    plain, moved = (LocalConsistencyLoss(centre=True)(*x, match) for x in (views, shifted))
+    torch.testing.assert_close(plain, moved)
+    assert float(plain.detach()) > 1
+
+
 def test_nothing_to_compare_is_zero_with_a_gradient() -> None:
     """All images shuffled: the other losses go on, in every process alike."""
     views = tensors(2, 3, 4)

@@ -15,6 +15,7 @@ from anatomy_ssl.losses import (
     CoordinateRegressionLoss,
     GlobalConsistencyLoss,
     LocalConsistencyLoss,
+    MultiLabelLoss,
     NTXentLoss,
     PhysicalDistanceLoss,
     WeightedSumLoss,
@@ -81,13 +82,16 @@ def _weighted_sum(model: nn.Module, rows: slice) -> Tensor:
     return loss({"one": one, "two": two, "mean": (one + two) / 2}, targets)
 
 
-def _global_consistency(model: nn.Module, rows: slice) -> Tensor:
-    view_1, view_2, _ = _batch()
-    one, two = model(torch.cat([view_1[rows], view_2[rows]])).chunk(2)
-    return GlobalConsistencyLoss()(one, two, two.detach(), one.detach().flip(1))
+def _global_consistency(centre: bool) -> Case:
+    def case(model: nn.Module, rows: slice) -> Tensor:
+        view_1, view_2, _ = _batch()
+        one, two = model(torch.cat([view_1[rows], view_2[rows]])).chunk(2)
+        return GlobalConsistencyLoss(centre)(one, two, two.detach(), one.detach().flip(1))
+
+    return case
 
 
-def _local_consistency(reduction: str, pairs_in_process_1: bool) -> Case:
+def _local_consistency(reduction: str, pairs_in_process_1: bool, centre: bool = False) -> Case:
     """Four cells an image; the images of process 1 have no pair, or other numbers of pairs."""
 
     def case(model: nn.Module, rows: slice) -> Tensor:
@@ -98,8 +102,21 @@ def _local_consistency(reduction: str, pairs_in_process_1: bool) -> Case:
         ordered = torch.arange(CROPS) % 3 > 0
         if not pairs_in_process_1:
             ordered[SHARES[1]] = False
-        loss = LocalConsistencyLoss(reduction)
+        loss = LocalConsistencyLoss(reduction, centre)
         return loss(one, two, two.detach().flip(2), one.detach().flip(2), match[rows], ordered[rows])
+
+    return case
+
+
+def _multi_label(exclusive: bool, known_in_process_1: bool) -> Case:
+    """Three labels an image, of which some, or in process 1 all, are not known."""
+
+    def case(model: nn.Module, rows: slice) -> Tensor:
+        target = torch.eye(3, dtype=torch.float64).repeat(CROPS // 3, 1)
+        target[::5, 0] = target[2, 1] = torch.nan
+        if not known_in_process_1:
+            target[SHARES[1]] = torch.nan
+        return MultiLabelLoss([1.0, 2.0, 3.0], exclusive)(model(_batch()[0][rows]), target[rows])
 
     return case
 
@@ -123,10 +140,15 @@ CASES: dict[str, Case] = {
     "ntxent": _views(NTXentLoss()),
     "coordinate": _coordinate,
     "weighted sum": _weighted_sum,
-    "global consistency": _global_consistency,
+    "global consistency": _global_consistency(False),
+    "global consistency, centred": _global_consistency(True),
     "local consistency": _local_consistency("pairs", True),
+    "local consistency, centred": _local_consistency("pairs", True, centre=True),
     "local consistency by images": _local_consistency("images", True),
     "local consistency, no pair in process 1": _local_consistency("pairs", False),
+    "labels": _multi_label(False, True),
+    "labels, none in process 1": _multi_label(False, False),
+    "exclusive labels": _multi_label(True, True),
     "gathered rows": _gathered_with_different_losses,
 }
 

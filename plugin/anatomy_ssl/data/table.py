@@ -53,7 +53,8 @@ def datalist_from_csv(
         keys: item key -> column, for further entries of the items (`{"label": "organs", "age": "age"}`): an image's
             path becomes absolute, a number a number; an empty cell leaves the entry out.
         where: rows to take, `column=value`; several with commas between must all hold: `long_fov=1,sex=F`.
-        labels: columns with class labels (numbers), gathered as `{"labels": {column: value}}`.
+        labels: columns with class labels (1, 0, -1 where uncertain, or other numbers), gathered as `{"labels": {column:
+            value}}`; an empty cell is null, not known.
 
     Raises:
         FileNotFoundError: where the table or a file that it names is missing.
@@ -106,8 +107,8 @@ def _number(text: str) -> int | float | str:
     return int(text) if text.lstrip("+-").isdecimal() else value
 
 
-def _label(text: str, name: str, image: str, table: Path) -> int | float:
-    value = _number(text)
+def _label(text: str, name: str, image: str, table: Path) -> int | float | None:
+    value = _number(text) if text else None
     if isinstance(value, str):
         raise ValueError(f"{table}: label {name!r} of {image} is {text!r}; give a number.")
     return value

@@ -7,6 +7,7 @@ from .consistency import GlobalConsistencyLoss, LocalConsistencyLoss
 from .coordinate import CoordinateRegressionLoss
 from .distance import PhysicalDistanceLoss
 from .gather import all_gather_rows, row_counts, sum_over_processes
+from .multilabel import MultiLabelLoss
 from .ntxent import NTXentLoss
 from .order import CellOrderLoss
 from .weighted_sum import WeightedSumLoss
@@ -17,6 +18,7 @@ __all__ = [
     "CoordinateRegressionLoss",
     "GlobalConsistencyLoss",
     "LocalConsistencyLoss",
+    "MultiLabelLoss",
     "NTXentLoss",
     "PhysicalDistanceLoss",
     "WeightedSumLoss",

@@ -1,5 +1,6 @@
 """What is computed on embeddings: position, collapse, probes and their statistics."""
 
+from anatomy_ssl.metrics.auc import MultiLabelAUC, auc_per_label, bootstrap_auc, probabilities
 from anatomy_ssl.metrics.classes import ClassMean
 from anatomy_ssl.metrics.collapse import rankme, spread
 from anatomy_ssl.metrics.dice import ClassDice
@@ -25,6 +26,9 @@ __all__ = [
     "ClassMean",
     "EmbeddingQuality",
     "GridQuality",
+    "MultiLabelAUC",
+    "auc_per_label",
+    "bootstrap_auc",
     "comparison_table",
     "cross_fitted_position_scores",
     "cross_validate",
@@ -38,6 +42,7 @@ __all__ = [
     "patient_folds",
     "position_scores",
     "position_table",
+    "probabilities",
     "probe_rows",
     "rankme",
     "read_probe",
