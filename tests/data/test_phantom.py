@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from anatomy_ssl.data import phantom
+from anatomy_ssl.data.datalist import load_datalist
 from anatomy_ssl.data.phantom import has_lesions, render_subject, split_of, write_phantom_cohort
 from anatomy_ssl.data.phantom_anatomy import labels_at
 from anatomy_ssl.data.phantom_labels import LABELS, LANDMARKS, ORGANS
@@ -58,7 +59,7 @@ def test_two_runs_write_the_same_bytes_and_more_subjects_change_none(cohort: Pat
     for _ in range(2):  # the second run goes over the first
         write_phantom_cohort(tmp_path, 1, radiograph_size=128, progress=False)
         written = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("phantom_*"))
-        assert len(written) == 5
+        assert len(written) == 7
         for path in written:
             assert (tmp_path / path).read_bytes() == (cohort / path).read_bytes(), path
     assert not list(tmp_path.rglob("*.tmp"))
@@ -274,6 +275,28 @@ def test_radiographs_show_what_the_tables_say(cohort: Path) -> None:
         assert float(row["pixel_spacing_mm"]) == pytest.approx(380 / 128, abs=1e-4)
 
 
+def test_heart_and_clavicles_lie_where_their_landmarks_do(cohort: Path) -> None:
+    """Shadows in the radiograph, each over a part of the lungs."""
+    marks = {(r["subject"], r["landmark"]): (int(float(r["row"]) + 0.5), int(float(r["column"]) + 0.5))
+             for r in read_table(cohort / "landmarks.csv")}  # fmt: skip
+    for row in read_table(cohort / "radiographs.csv"):
+        name = row["subject"]
+        heart, clavicles, lungs = (
+            np.asarray(Image.open(cohort / kind / f"{name}.png")) for kind in ("hearts", "clavicles", "lungs")
+        )
+        for mask in (heart, clavicles):
+            assert (mask.shape, mask.dtype) == ((128, 128), np.uint8)
+            assert set(np.unique(mask)) == {0, 255}
+        assert heart[marks[name, "heart_centre"]] == heart[marks[name, "heart_apex"]] == 255
+        assert heart[marks[name, "carina"]] == heart[marks[name, "liver_dome"]] == 0
+        for end in ("medial_right", "lateral_right", "medial_left", "lateral_left"):
+            assert clavicles[marks[name, f"clavicle_{end}"]] == 255, end
+        assert clavicles[marks[name, "heart_centre"]] == 0
+        for mask in (heart, clavicles):  # both reach over the lungs and beyond
+            assert 0.1 < (mask & lungs).mean() / mask.mean() < 0.5
+        assert (clavicles[lungs.any(axis=1).nonzero()[0].mean().astype(int) :] == 0).all()  # in the upper half
+
+
 def test_radiograph_and_world_landmarks_are_one_truth(cohort: Path) -> None:
     """The picture's plane is the subject's x and z: distances in it follow from the world positions and the pose."""
     for row in read_table(cohort / "radiographs.csv"):
@@ -316,3 +339,23 @@ def test_wrong_arguments_are_refused_before_anything_is_written(
     with pytest.raises(ValueError, match=message):
         write_phantom_cohort(tmp_path / "out", **arguments)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_radiographs_datalist_says_what_the_tables_say(cohort: Path) -> None:
+    """Same patients in the same splits; landmarks as rows and columns of pixels, only of those in the picture."""
+    marks = {(row["subject"], row["landmark"]): row for row in read_table(cohort / "landmarks.csv")}
+    table = {row["subject"]: row for row in read_table(cohort / "radiographs.csv")}
+    seen = 0
+    for split in ("training", "validation", "test"):
+        items = load_datalist(cohort / "radiographs.json", split, keys=("image", "lungs"))
+        assert [item["subject"] for item in items] == [name for name in table if table[name]["split"] == split]
+        for item in items:
+            row = table[item["subject"]]
+            assert item["spacing"] == [pytest.approx(380 / 128, abs=1e-4)] * 2
+            assert item["labels"]["lesion"] == int(row["no_finding"] == "0")
+            for name, point in item["landmarks"].items():
+                mark = marks[item["subject"], name]
+                assert point == [float(mark["row"]), float(mark["column"])]
+                assert mark["in_radiograph"] == "1"
+            seen += len(item["landmarks"])
+    assert seen == sum(row["in_radiograph"] == "1" for row in marks.values()) > 100

@@ -41,3 +41,15 @@ def test_one_class() -> None:
     half[0, :2] = 1
     assert measured([(half, half)], ["lungs"])["lungs"] == 1
     assert math.isnan(measured([(half, half * 0)], ["lungs"])["lungs"])
+
+
+def test_structures_that_overlap_have_no_background() -> None:
+    """The first channel counts, which is left out by default."""
+    truth = torch.zeros(2, 4, 4)
+    truth[0, :2], truth[1, 1:3] = 1, 1
+    found = truth.clone()
+    found[0, 0] = 0
+    engine = Engine(lambda _, pair: [[masks] for masks in pair])
+    ClassDice(["lungs", "heart"], include_background=True).attach(engine, "dice")
+    metrics = engine.run([(found, truth)]).metrics
+    assert (metrics["lungs"], metrics["heart"]) == (pytest.approx(2 * 4 / (4 + 8), abs=1e-4), 1)

@@ -22,10 +22,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from anatomy_ssl.data.atomic import atomic_write
+from anatomy_ssl.data.datalist import write_datalist
 from anatomy_ssl.data.phantom_anatomy import paint_subject
 from anatomy_ssl.data.phantom_canvas import Canvas, Triple
 from anatomy_ssl.data.phantom_labels import LANDMARKS, ORGANS
 from anatomy_ssl.data.phantom_lesions import MASS, Lesion, draw_lesions, paint_lesions
+from anatomy_ssl.data.phantom_radiographs import radiograph_items
 from anatomy_ssl.data.phantom_subject import Points, Subject, draw_subject
 from anatomy_ssl.data.radiograph import Radiograph, project_subject
 
@@ -85,7 +87,7 @@ def write_phantom_cohort(
         progress: show a progress bar where there is a terminal.
 
     Returns:
-        Path of the datalist.
+        Path of the volumes' datalist; that of the radiographs is `radiographs.json` beside it.
 
     Raises:
         ValueError: if `subjects`, `seed`, `spacings` or `radiograph_size` cannot be used.
@@ -114,6 +116,9 @@ def write_phantom_cohort(
     for name, rows in tables.items():
         if rows:
             _write_table(output / f"{name}.csv", rows)
+    if radiographs:
+        pictures = radiograph_items(tables["radiographs"], tables["landmarks"])
+        write_datalist(output / "radiographs.json", pictures, name="phantom radiographs", licence="Apache-2.0")
     note = "" if training_lesions else ", nor has any training subject"
     text = README.format(subjects=subjects, seed=seed, lesion_note=note, radiograph_note=RADIOGRAPH_NOTE * radiographs)
     _write(output / "README.txt", text.encode())
@@ -224,7 +229,9 @@ def _write_radiograph(
 ) -> dict[str, Any]:
     image, lungs = (f"{kind}/{subject.name}.png" for kind in ("radiographs", "lungs"))
     _write(output / image, _encode_png(picture.image))
-    _write(output / lungs, _encode_png(picture.lungs.astype(np.uint8) * 255))
+    masks = {"lungs": picture.lungs, "hearts": picture.heart, "clavicles": picture.clavicles}
+    for kind, mask in masks.items():
+        _write(output / kind / f"{subject.name}.png", _encode_png(mask.astype(np.uint8) * 255))
     sizes = [lesion.diameter(subject) for lesion in lesions if lesion.host.startswith("lung")]
     return {
         "path": image,

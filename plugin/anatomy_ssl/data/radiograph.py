@@ -35,12 +35,16 @@ class Radiograph:
     Attributes:
         image: 8-bit grey `(size, size)`, dense tissue bright.
         lungs: bool `(size, size)`: the lung fields, free of heart, spine and what lies under the diaphragm.
+        heart: bool `(size, size)`: the whole of its shadow, under the diaphragm too.
+        clavicles: bool `(size, size)`: both; they lie over the lungs.
         spacing: side of a pixel in mm.
         corner: subject x and z (mm) of the centre of pixel (row 0, column 0).
     """
 
     image: NDArray[np.uint8]
     lungs: NDArray[np.bool_]
+    heart: NDArray[np.bool_]
+    clavicles: NDArray[np.bool_]
     spacing: float
     corner: tuple[float, float]
 
@@ -69,10 +73,11 @@ def project_subject(subject: Subject, lesions: Sequence[Lesion] = (), size: int 
     path = _enlarge(attenuation(canvas.hu).sum(axis=1).T * DEPTH_STEP, size, 3)
     # Opening drops slits between organs, through which the recess behind the diaphragm shows.
     fields = binary_opening(_length(canvas, LUNGS) - _length(canvas, HIDING) > LUNG_DEPTH, iterations=4)
-    lungs = _enlarge(fields.astype(np.float32), size, 1) > 0.5
+    masks = [fields, *(_length(canvas, [organ]) > 0 for organ in ("heart", "clavicles"))]
+    lungs, heart, clavicles = (_enlarge(mask.astype(np.float32), size, 1) > 0.5 for mask in masks)
     spacing = DETECTOR / size
     corner = (centre + (DETECTOR - spacing) / 2, top + (PITCH - spacing) / 2)
-    return Radiograph(_develop(path, rng), lungs, spacing, corner)
+    return Radiograph(_develop(path, rng), lungs, heart, clavicles, spacing, corner)
 
 
 def _length(canvas: Canvas, organs: Sequence[str]) -> NDArray[np.float32]:

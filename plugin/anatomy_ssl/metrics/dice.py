@@ -16,17 +16,21 @@ logger = logging.getLogger(__name__)
 class ClassDice(MeanDice):
     """MONAI's `MeanDice` by class, undefined for a class that is in no label map, where MONAI gives 0.
 
-    The background is left out. Zero would read as a class that the network misses; more often its value is misspelt.
+    Zero would read as a class that the network misses; more often its value is misspelt.
 
     Args:
-        classes: their names, in the order of the channels after the background.
-        output_transform: gives predictions and label maps, lists of one-hot `(1 + K, *spatial)`.
+        classes: their names, in the order of the channels.
+        output_transform: gives predictions and label maps, lists of one-hot `(1 + K, *spatial)`; the first channel, the
+            background, is left out.
+        include_background: there is no background: `(K, *spatial)`, classes that may overlap.
     """
 
-    def __init__(self, classes: Iterable[str], output_transform: Callable = lambda x: x) -> None:
+    def __init__(
+        self, classes: Iterable[str], output_transform: Callable = lambda x: x, include_background: bool = False
+    ) -> None:
         names = list(classes)
         super().__init__(
-            include_background=False,
+            include_background=include_background,
             reduction="mean_batch",
             output_transform=output_transform,
             save_details=False,

@@ -5,6 +5,7 @@ from .grid_consistency import GridConsistencyNetwork
 from .heads import EncoderWithClassifier, EncoderWithHeads
 from .momentum import StudentTeacher
 from .swin import SwinEncoder
+from .swin_segmenter import SwinSegmenter
 from .vit import ViTGridEncoder
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "SegResNetEncoder",
     "StudentTeacher",
     "SwinEncoder",
+    "SwinSegmenter",
     "UNetEncoder",
     "ViTGridEncoder",
     "with_group_norm",

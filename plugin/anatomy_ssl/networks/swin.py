@@ -76,7 +76,6 @@ class SwinEncoder(nn.Module):
                 )
             )
         self.norm = nn.LayerNorm(self.num_features)
-        self.apply(_initialise)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Encode images.
@@ -100,10 +99,27 @@ class SwinEncoder(nn.Module):
             x = layer(x.contiguous())
         return self.norm(x.movedim(1, -1)).movedim(-1, 1)  # (N, F, *grid)
 
+    def stages(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Encode images and keep every stage's map, for decoders.
 
-def _initialise(module: nn.Module) -> None:
-    """Linear layers as in the paper's code: truncated normal of 0.02, no bias."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+        Args:
+            x: as in `forward`.
+
+        Returns:
+            Maps from fine to coarse: of stage k `(N, embed_dim * 2**k, *spatial / (patch_size * 2**k))`, before
+            merging and, but for the last, not normalised. The last is what `forward` gives.
+        """
+        maps: list[torch.Tensor] = []
+
+        def keep(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            maps.append(inputs[0].movedim(-1, 1))
+
+        # MONAI's layer merges at its end and gives nothing of before
+        merging = [layer.get_submodule("downsample") for layer in self.layers[:-1]]
+        hooks = [module.register_forward_pre_hook(keep) for module in merging]
+        try:
+            tokens = self(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [*maps, tokens]
