@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from anatomy_ssl.engines.grid_batch import PrepareGridViews
-from anatomy_ssl.transforms.cells import permute_cells
+from anatomy_ssl.transforms.cells import RandBezierIntensity, permute_cells
+from anatomy_ssl.transforms.distortions import RandCoarseShuffle
 from anatomy_ssl.transforms.grid_views import RandGridViewsd
 
 GRID = (3, 2)
@@ -71,6 +72,22 @@ def test_validation_is_the_same_whatever_was_drawn_before() -> None:
     assert not torch.equal(fixed(other)[1]["target_order"], targets["target_order"])
     free = PrepareGridViews(GRID)
     assert not torch.equal(free(given)[1]["target_order"], free(given)[1]["target_order"])
+
+
+def test_bytes_are_fed_as_floats_are() -> None:
+    given = batch(12)
+    coarse = {key: (value * 255).round().byte() if key.startswith("image") else value for key, value in given.items()}
+    floats = {key: value / 255 if key.startswith("image") else value for key, value in coarse.items()}
+    distortions = [RandBezierIntensity(1.0), RandCoarseShuffle(size=4, min_size=1, prob=1.0)]
+    prepare = PrepareGridViews(GRID, distortions, seed=1)
+    (first, second), targets = prepare(coarse)
+    (first_of_floats, second_of_floats), expected = prepare(floats)
+    assert first.dtype == second.dtype == targets["clean"].dtype == torch.float32
+    torch.testing.assert_close(second, second_of_floats)
+    torch.testing.assert_close(targets["clean"], expected["clean"])
+    torch.testing.assert_close(first, first_of_floats, atol=0.51 / 255 / 0.252, rtol=0)  # the curve rounds to bytes
+    assert torch.equal(targets["target_order"], expected["target_order"])
+    assert coarse["image_1"].dtype == torch.uint8
 
 
 def test_probability() -> None:

@@ -71,3 +71,17 @@ def test_nothing_shuffled_says_nothing_of_order() -> None:
     metric.update((pred, {**target, "ordered": torch.ones(6, dtype=torch.bool)}))
     assert math.isnan(metric.compute()["order_accuracy"])
     assert math.isfinite(metric.compute()["local_gap"])
+
+
+def test_centring_takes_out_what_all_cells_share() -> None:
+    """A large common vector hides the gap of the local embeddings, and centring brings it back; tokens are as they are."""
+    pred, target = outputs()
+    shifted = {name: tensor + 100 if name.startswith("local") else tensor for name, tensor in pred.items()}
+    results = []
+    for centre, output in ((True, pred), (True, shifted), (False, shifted)):
+        metric = GridQuality(centre)
+        metric.update((output, target))
+        results.append(metric.compute())
+    assert results[0]["local_gap"] == pytest.approx(results[1]["local_gap"], abs=1e-3)
+    assert abs(results[2]["local_gap"]) < 1e-3 < abs(results[1]["local_gap"])
+    assert results[1]["token_gap"] == results[2]["token_gap"]
