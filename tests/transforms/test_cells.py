@@ -75,6 +75,16 @@ def test_eight_bit_images_map_by_a_table() -> None:
     assert len({tuple(f.flatten().tolist()) for f in RandBezierIntensity(1.0)(same)}) == 4
 
 
+def test_bytes_are_mapped_as_floats_are() -> None:
+    """To the nearest of 256 levels; images left alone keep theirs."""
+    x = torch.randint(0, 256, (60, 1, 6, 5), generator=torch.Generator().manual_seed(1)).byte()
+    found = RandBezierIntensity(0.5)(x, torch.Generator().manual_seed(2))
+    expected = RandBezierIntensity(0.5)(x / 255, torch.Generator().manual_seed(2)) * 255
+    assert found.dtype == torch.uint8
+    assert (found - expected).abs().max() <= 0.502
+    assert 10 < (found != x).flatten(1).any(dim=1).sum() < 50
+
+
 def test_probability_and_seed() -> None:
     x = torch.rand(300, 1, 4)
     assert torch.equal(RandBezierIntensity(0.0)(x), x)

@@ -18,6 +18,7 @@ DISTORTIONS: dict[str, Callable[[], nn.Module]] = {
     "dropout": RandCoarseDropout,
     "noise": lambda: RandCoarseDropout(fill_value=None),
     "shuffle": lambda: RandCoarseShuffle(prob=1.0),
+    "windows": lambda: RandCoarseShuffle(size=8, prob=1.0, min_size=1),
     "views": lambda: nn.Sequential(RandCoarseDropout(), RandCoarseShuffle()),
 }
 
@@ -31,13 +32,13 @@ def crops(count: int = 6, channels: int = 2, roi: tuple[int, ...] = (16, 12, 20)
     return 1 + torch.rand(count, channels, *roi, generator=seeded(9))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.uint8])
 @pytest.mark.parametrize("roi", [(16, 12, 20), (16, 24)])
 @pytest.mark.parametrize("name", DISTORTIONS)
 def test_shape_type_and_input_are_kept_and_the_seed_decides(
     name: str, roi: tuple[int, ...], dtype: torch.dtype
 ) -> None:
-    x = crops(roi=roi).to(dtype)
+    x = (crops(roi=roi) * 100).to(dtype)
     before = x.clone()
     results = []
     for seed in (0, 0, 1):
@@ -50,7 +51,7 @@ def test_shape_type_and_input_are_kept_and_the_seed_decides(
     assert not torch.equal(results[0], results[2])
 
 
-@pytest.mark.parametrize("name", ["dropout", "noise", "shuffle"])
+@pytest.mark.parametrize("name", ["dropout", "noise", "shuffle", "windows"])
 def test_a_generator_replaces_the_global_state(name: str) -> None:
     x, distortion = crops(), DISTORTIONS[name]()
     torch.manual_seed(0)
@@ -176,6 +177,22 @@ def test_noise_stays_between_each_crops_values() -> None:
         torch.testing.assert_close(deciles, torch.full((10,), 0.1), atol=0.03, rtol=0)
 
 
+def test_noise_of_bytes_is_uniform_between_each_crops_values() -> None:
+    x = torch.full((3, 1, 64, 64), 7, dtype=torch.uint8)
+    x[0, :, 0, 0], x[1, :, 0, 0], x[2, :, 0, 0] = 255, 16, 7
+    x[0, :, 0, 1] = 0
+    distortion = RandCoarseDropout(holes=1, keep_size=(0.1, 0.1), keep_prob=1.0, fill_value=None)
+    y = distortion(x, generator=seeded())
+    assert y.dtype == torch.uint8
+    for row, (low, high) in enumerate(((0, 255), (7, 16), (7, 7))):
+        counts = torch.bincount(y[row].flatten().long(), minlength=256).float()
+        assert counts[:low].sum() + counts[high + 1 :].sum() == 0
+        levels = counts[low : high + 1].unflatten(0, (min(4, high - low + 1), -1)) if high != 16 else counts[7:17]
+        share = levels.flatten(1).sum(1) / counts.sum() if levels.ndim == 2 else levels / counts.sum()
+        torch.testing.assert_close(share, torch.full_like(share, 1 / len(share)), atol=0.03, rtol=0)
+    assert torch.equal(y, distortion(x, generator=seeded()))
+
+
 @pytest.mark.parametrize("roi", [(16, 12, 20), (16, 24)])
 @pytest.mark.parametrize("size", [6, 40])
 def test_shuffling_keeps_every_channels_values(size: int, roi: tuple[int, ...]) -> None:
@@ -206,6 +223,32 @@ def test_every_order_of_a_hole_is_equally_likely() -> None:
     torch.testing.assert_close(counts / 6000, torch.full((6,), 1 / 6), atol=0.02, rtol=0)
 
 
+@pytest.mark.parametrize(("size", "sides"), [(5, [range(1, 6)] * 2), ((3, 7), [range(2, 4), range(2, 8)])])
+def test_shuffled_holes_draw_their_sides(size: int | tuple[int, int], sides: list[range]) -> None:
+    shuffle = RandCoarseShuffle(holes=1, size=size, prob=1.0, min_size=sides[0].start)
+    generator = seeded()
+    drawn = torch.stack([shuffle._draw_sides((30, 40), generator)[0] for _ in range(2000)])
+    for axis, expected in enumerate(sides):
+        share = torch.bincount(drawn[:, axis], minlength=expected[-1] + 1)[expected[0] :] / len(drawn)
+        torch.testing.assert_close(share, torch.full((len(expected),), 1 / len(expected)), atol=0.05, rtol=0)
+
+
+def test_shuffled_boxes_of_one_crop_differ_in_size() -> None:
+    x = torch.arange(64.0 * 64).view(1, 1, 64, 64).expand(64, -1, -1, -1)
+    shuffle = RandCoarseShuffle(holes=1, size=12, prob=1.0, min_size=4)
+    generator, extents = seeded(), set()
+    for _ in range(30):
+        changed = (shuffle(x, generator=generator) != x)[:, 0]
+        rows, columns = (changed.any(axis).sum(1) for axis in (2, 1))
+        assert min(rows.min(), columns.min()) >= 2
+        assert max(rows.max(), columns.max()) <= 12
+        extents.add((int(rows.max()), int(columns.max())))
+    assert len(extents) > 15
+    many = RandCoarseShuffle(holes=40, size=12, prob=1.0, min_size=1)
+    assert len({tuple(sides) for sides in many._draw_sides((64, 64), seeded()).tolist()}) > 20
+    assert torch.equal(many(x, generator=seeded(4)), many(x, generator=seeded(4)))
+
+
 def test_views_are_independent_and_in_order() -> None:
     x = crops(8, 1)
     views = RandomViews([RandCoarseDropout(), RandCoarseShuffle()], num_views=3)(x, generator=seeded())
@@ -231,6 +274,8 @@ def test_views_take_any_module() -> None:
         (lambda: RandCoarseDropout(keep_size=(0.4, 1.3)), "keep_size"),
         (lambda: RandCoarseDropout(keep_prob=1.5), "keep_prob"),
         (lambda: RandCoarseShuffle(size=0), "size"),
+        (lambda: RandCoarseShuffle(size=(4, 2), min_size=3), "min_size"),
+        (lambda: RandCoarseShuffle(min_size=0), "min_size"),
         (lambda: RandCoarseShuffle(prob=-0.1), "prob"),
         (lambda: RandomViews([], num_views=0), "num_views"),
         (lambda: RandCoarseShuffle(size=(3, 3))(crops()), "2 axes, but the crops have 3"),

@@ -53,6 +53,13 @@ def test_the_size_is_covered_with_proportions_kept(shape: tuple[int, ...]) -> No
         torch.testing.assert_close(line.as_tensor(), (middle / scale).float(), atol=0.6 / min(1.0, scale), rtol=0.06)
 
 
+def test_images_too_small_for_the_size_are_refused() -> None:
+    resize = ResizeToCoverd("image", (16, 16), max_enlargement=4)
+    assert resize({"image": MetaTensor(torch.rand(1, 4, 9)), "source": "a.png"})["image"].shape == (1, 16, 16)
+    with pytest.raises(BadImageError, match=r"a\.png: has \(3, 9\) pixels and would be enlarged 5\.3 times"):
+        resize({"image": MetaTensor(torch.rand(1, 3, 9)), "source": "a.png"})
+
+
 def test_equal_size_changes_nothing() -> None:
     image = MetaTensor(torch.rand(1, 16, 12))
     assert torch.equal(ResizeToCoverd("image", (16, 12))({"image": image})["image"], image)

@@ -21,12 +21,12 @@ class PrepareGridViews:
     Each first view is distorted in one of two ways (Zhou et al. 2023, arXiv 2312.00335, after POPAR): its cells are
     shown in a random order, the image otherwise clean; or the order is kept and the appearance is distorted. In both
     cases the clean first view is to be restored. Runs on the batch's device, on one channel; channels are repeated
-    afterwards.
+    afterwards. Images are floats from 0 to 1, or bytes, which travel to the device faster and are distorted as bytes.
 
     Args:
         grid_size: cells of a view along each axis.
-        appearance: distortions of a batch `(N, C, *spatial)` of intensities from 0 to 1, applied in order; each takes
-            `generator`.
+        appearance: distortions of a batch `(N, C, *spatial)` of intensities from 0 to 1, or of bytes, as the images
+            come; applied in order to the images whose cells are not shuffled; each takes `generator`.
         order_prob: probability, per image, of shuffled cells rather than a distorted appearance.
         mean: of the intensities, subtracted after all distortions.
         std: of the intensities, divided by.
@@ -72,17 +72,25 @@ class PrepareGridViews:
             tensor = tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor
             return tensor.to(device=device, non_blocking=non_blocking, **kwargs)
 
-        first, second = (to_device(f"{self.image_key}_{view}").float() for view in (1, 2))
+        first, second = (to_device(f"{self.image_key}_{view}") for view in (1, 2))
         start_1, start_2 = (to_device(f"cell_{view}") for view in (1, 2))
         generator = self._generator(batch)
         order, ordered = self._draw_order(first, generator)
-        plain = ordered.view(-1, *[1] * (first.ndim - 1))
-        distorted = first
-        for distortion in self.appearance:
-            distorted = distortion(distorted, generator=generator)
-        shown = torch.where(plain, distorted, permute_cells(first, order, self.grid_size))
-        views = [self._normalise(view).repeat_interleave(self.channels, dim=1) for view in (shown, second)]
+        # row numbers from the CPU: the device is not waited for, and each image goes through one kind of distortion
+        left, moved = (rows.nonzero()[:, 0].to(first.device, non_blocking=True) for rows in (ordered, ~ordered))
+        shown = first.clone()
+        if len(moved):
+            shown[moved] = permute_cells(first[moved], order[moved], self.grid_size)
+        if len(left):
+            distorted = first[left]
+            for distortion in self.appearance:
+                distorted = distortion(distorted, generator=generator)
+            shown[left] = distorted
+        views = [self._normalise(view) for view in (shown, second)]
+        if self.channels > 1:
+            views = [view.repeat_interleave(self.channels, dim=1) for view in views]
         match = match_cells(start_1, start_2, self.grid_size)
+        ordered = ordered.to(first.device, non_blocking=True)
         return views, {"target_order": order, "clean": self._normalise(first), "match": match, "ordered": ordered}
 
     def _generator(self, batch: Mapping[str, Any]) -> torch.Generator | None:
@@ -93,13 +101,15 @@ class PrepareGridViews:
         return torch.Generator().manual_seed((self.seed + patients) % 2**63)
 
     def _draw_order(self, x: torch.Tensor, generator: torch.Generator | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """The cell shown at each place `(N, T)`, and which images are left in order `(N,)`."""
+        """The cell shown at each place `(N, T)`, and which images are left in order `(N,)`, the latter on the CPU."""
         cells = math.prod(self.grid_size)
         where = x.device if generator is None else generator.device
-        ordered = torch.rand(len(x), generator=generator, device=where) >= self.order_prob
-        shuffled = torch.rand(len(x), cells, generator=generator, device=where).argsort(dim=1)
-        order = torch.where(ordered[:, None], torch.arange(cells, device=where), shuffled)
-        return order.to(x.device), ordered.to(x.device)
+        ordered = torch.rand(len(x), generator=generator) >= self.order_prob
+        shuffled = torch.rand(len(x), cells, generator=generator, device=where).argsort(dim=1).to(x.device)
+        in_place = torch.arange(cells, device=x.device)
+        order = torch.where(ordered.to(x.device, non_blocking=True)[:, None], in_place, shuffled)
+        return order, ordered
 
     def _normalise(self, x: torch.Tensor) -> torch.Tensor:
-        return (x - self.mean) / self.std
+        largest = 255 if x.dtype == torch.uint8 else 1
+        return x.to(torch.float32, copy=True).mul_(1 / (largest * self.std)).sub_(self.mean / self.std)

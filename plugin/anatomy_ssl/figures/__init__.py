@@ -6,6 +6,7 @@ from anatomy_ssl.figures.distances import distance_difference_histogram
 from anatomy_ssl.figures.draw import draw_figures
 from anatomy_ssl.figures.probes import auc_per_fold
 from anatomy_ssl.figures.projections import pca_against_axes, umap_by_axis
+from anatomy_ssl.figures.views import grid_view_image
 
 __all__ = [
     "auc_per_fold",
@@ -13,6 +14,7 @@ __all__ = [
     "crop_overview_image",
     "distance_difference_histogram",
     "draw_figures",
+    "grid_view_image",
     "pca_against_axes",
     "training_curves",
     "umap_by_axis",

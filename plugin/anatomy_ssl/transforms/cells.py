@@ -39,8 +39,8 @@ def permute_cells(x: torch.Tensor, order: torch.Tensor, grid_size: Sequence[int]
     # (N, C, g1, c1, g2, c2, ..) -> (N, g1, g2, .., C, c1, c2, ..)
     axes = [0, *range(2, 2 + 2 * dims, 2), 1, *range(3, 3 + 2 * dims, 2)]
     apart = x.reshape(*x.shape[:2], *split).permute(axes)
-    rows = apart.reshape(len(x), cells, -1)
-    moved = rows.gather(1, order[:, :, None].expand_as(rows)).reshape(apart.shape)
+    first = torch.arange(len(x), device=x.device)[:, None] * cells  # each image's first cell in the batch
+    moved = apart.reshape(len(x) * cells, -1).index_select(0, (order + first).flatten()).reshape(apart.shape)
     back = [axes.index(axis) for axis in range(len(axes))]
     return moved.permute(back).reshape(x.shape)
 
@@ -50,7 +50,7 @@ class RandBezierIntensity(nn.Module):
 
     Control points (0, 0), two uniform in the unit square, and (1, 1). The curve is a monotone one (both coordinates
     sorted) or a free one (by its first coordinate), and may be turned upside down. One table of 256 levels per image,
-    read with linear interpolation; on the batch's device.
+    read with linear interpolation, or as it is where the images are bytes; on the batch's device.
 
     Args:
         prob: probability, per image, of doing anything.
@@ -69,11 +69,12 @@ class RandBezierIntensity(nn.Module):
         """Distort a batch.
 
         Args:
-            x: `(N, C, *spatial)`, intensities from 0 to 1; what is beyond counts as the end. Not changed.
+            x: `(N, C, *spatial)`, intensities from 0 to 1; what is beyond counts as the end. Or uint8, 0 to 255. Not
+                changed.
             generator: source of random numbers; None for torch's global state.
 
         Returns:
-            `(N, C, *spatial)`, 0 to 1 in the images that were changed.
+            `(N, C, *spatial)` of the same type, 0 to 1 (or 255) in the images that were changed.
         """
 
         def draw(*shape: int) -> torch.Tensor:
@@ -81,12 +82,17 @@ class RandBezierIntensity(nn.Module):
             return torch.rand(shape, generator=generator, device=device).to(x.device)
 
         tables = self._tables(draw(len(x), 2, 2), draw(len(x)) < self.monotone_prob, draw(len(x)) < self.invert_prob)
+        active = draw(len(x)) < self.prob
+        if x.dtype == torch.uint8:
+            same = torch.arange(LEVELS, device=x.device, dtype=torch.uint8)
+            levels = torch.where(active[:, None], (tables * (LEVELS - 1)).round().to(torch.uint8), same)
+            index = x.flatten(1).int().add_(torch.arange(len(x), device=x.device, dtype=torch.int32)[:, None] * LEVELS)
+            return levels.flatten().index_select(0, index.flatten()).reshape(x.shape)
         level = x.flatten(1).float().clamp(0, 1) * (LEVELS - 1)
         below = level.floor().clamp(max=LEVELS - 2).long()
         low, high = tables.gather(1, below), tables.gather(1, below + 1)
         mapped = torch.lerp(low, high, level - below).reshape(x.shape).to(x.dtype)
-        active = (draw(len(x)) < self.prob).view(-1, *[1] * (x.ndim - 1))
-        return torch.where(active, mapped, x)
+        return torch.where(active.view(-1, *[1] * (x.ndim - 1)), mapped, x)
 
     @staticmethod
     def _tables(points: torch.Tensor, monotone: torch.Tensor, inverted: torch.Tensor) -> torch.Tensor:

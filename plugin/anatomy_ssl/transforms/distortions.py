@@ -9,6 +9,7 @@ every device.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -60,7 +61,7 @@ class RandCoarseDropout(nn.Module):
         """Distort a batch of crops.
 
         Args:
-            x: `(N, C, *roi)` crops, 2D or 3D, any floating type; not changed.
+            x: `(N, C, *roi)` crops, 2D or 3D, any floating type or uint8; not changed.
             generator: source of random numbers; None for torch's global state.
 
         Returns:
@@ -71,13 +72,19 @@ class RandCoarseDropout(nn.Module):
             torch.where(keep[:, None], _voxels(self.keep_size[i], x), _voxels(self.size[i], x)) for i in (0, 1)
         )  # (N, D)
         start, stop = random_boxes(x, self.holes, low, high, generator)
-        dropped = _per_crop(keep, x) ^ box_mask(start, stop, x.shape[2:])[:, None]  # (N, 1, *roi)
-        dropped = dropped & _per_crop(_uniform((len(x),), x, generator) < self.prob, x)
+        active = _uniform((len(x),), x, generator) < self.prob
+        stop = torch.where(active[:, None, None], stop, start)  # crops that are left alone: no box, and none kept
+        dropped = _per_crop(keep & active, x) ^ box_mask(start, stop, x.shape[2:])[:, None]  # (N, 1, *roi)
         if self.fill_value is not None:
             return x.masked_fill(dropped, self.fill_value)
         space = tuple(range(1, x.ndim))
         smallest, largest = x.amin(space, keepdim=True), x.amax(space, keepdim=True)
-        return torch.where(dropped, torch.lerp(smallest, largest, _uniform(x.shape, x, generator).to(x.dtype)), x)
+        if x.dtype == torch.uint8:
+            noise = _random_bytes(x, generator).int().mul_((largest - smallest).int() + 1).bitwise_right_shift_(8)
+            noise = noise.to(torch.uint8).add_(smallest)
+        else:
+            noise = torch.lerp(smallest, largest, _uniform(x.shape, x, generator).to(x.dtype))
+        return torch.where(dropped, noise, x)
 
 
 class RandCoarseShuffle(nn.Module):
@@ -89,17 +96,27 @@ class RandCoarseShuffle(nn.Module):
         holes: boxes per crop, shuffled one after the other; they may overlap.
         size: side of a box in voxels, for all axes or per axis; never more than the crop's.
         prob: probability, per crop, of doing anything.
+        min_size: None for boxes of `size`. A number for boxes whose sides are drawn, axis by axis, uniformly from
+            `min_size` to `size` voxels. Each box of a crop then has its own sides and its own order of voxels, which
+            it shares with one box, elsewhere, of every other crop of the batch: no padding, and one sort for all of
+            them, is three times as fast.
 
     Raises:
-        ValueError: if `holes` or `size` is below 1 or `prob` is not within 0 to 1.
+        ValueError: if `holes`, `size` or `min_size` is below 1, `min_size` is more than `size`, or `prob` is not within
+            0 to 1.
     """
 
-    def __init__(self, holes: int = 2, size: int | Sequence[int] = 6, prob: float = 0.8) -> None:
+    def __init__(
+        self, holes: int = 2, size: int | Sequence[int] = 6, prob: float = 0.8, min_size: int | None = None
+    ) -> None:
         super().__init__()
-        if min([size] if isinstance(size, int) else size) < 1:
+        smallest = min([size] if isinstance(size, int) else size)
+        if smallest < 1:
             raise ValueError(f"size must be at least 1 voxel, got {size}")
+        if min_size is not None and not 1 <= min_size <= smallest:
+            raise ValueError(f"min_size must be at least 1 voxel and at most size, {size}, got {min_size}")
         _check(holes, {"prob": prob})
-        self.holes, self.size, self.prob = holes, size, prob
+        self.holes, self.size, self.prob, self.min_size = holes, size, prob, min_size
 
     def forward(self, x: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """Distort a batch of crops.
@@ -114,24 +131,35 @@ class RandCoarseShuffle(nn.Module):
         Raises:
             ValueError: if `size` is given per axis and the crops have another number of axes.
         """
-        roi = x.shape[2:]
-        sides = [self.size] * len(roi) if isinstance(self.size, int) else list(self.size)
-        if len(sides) != len(roi):
-            raise ValueError(
-                f"size {self.size} has {len(sides)} axes, but the crops have {len(roi)}: give one side, or one per axis"
-            )
-        sides = [min(side, length) for side, length in zip(sides, roi)]
-        side = torch.tensor(sides, dtype=torch.float32).to(x.device, non_blocking=True).expand(len(x), -1)
-        start, _ = random_boxes(x, self.holes, side, side, generator)  # (N, H, D)
-        places = _box_places(start, sides, roi)  # (N, H, P)
-        active = _per_crop(_uniform((len(x),), x, generator) < self.prob, x.flatten(2))  # (N, 1, 1)
+        sides = self._draw_sides(x.shape[2:], generator)  # (H, D)
+        fixed = sides.float().to(x.device, non_blocking=True).expand(len(x), -1, -1)
+        start, _ = random_boxes(x, self.holes, fixed, fixed, generator)  # (N, H, D)
+        numbers = torch.arange(math.prod(x.shape[2:]), device=x.device).view(x.shape[2:])  # of the voxels
+        corners = _flat_places(start, x.shape[2:])[:, :, None, None]  # (N, H, 1, 1)
+        active = _per_crop(_uniform((len(x),), x, generator) < self.prob, x)
         values = x.flatten(2).clone()  # (N, C, voxels)
-        for hole in range(self.holes):
-            place = places[:, hole, None].expand(-1, x.shape[1], -1)  # (N, C, P)
-            order = _uniform(place.shape, x, generator).argsort(dim=2)
-            inside = values.gather(2, place)
-            values.scatter_(2, place, torch.where(active, inside.gather(2, order), inside))
-        return values.reshape(x.shape)
+        for hole, side in enumerate(sides.tolist()):
+            inside = numbers[tuple(slice(n) for n in side)].flatten()  # (P,), from the box's corner
+            orders = (len(x) if self.min_size is None else 1, x.shape[1], len(inside))
+            order = inside[_uniform(orders, x, generator).argsort(dim=2)]
+            corner = corners[:, hole]
+            moved = values.gather(2, (corner + order).expand(-1, x.shape[1], -1))
+            values.scatter_(2, (corner + inside).expand_as(moved), moved)
+        return torch.where(active, values.view(x.shape), x)
+
+    def _draw_sides(self, roi: Sequence[int], generator: torch.Generator | None) -> torch.Tensor:
+        """Sides `(H, D)` of the boxes in voxels, int64, on the CPU: they are the shapes of the tensors to come."""
+        sizes = [self.size] * len(roi) if isinstance(self.size, int) else list(self.size)
+        if len(sizes) != len(roi):
+            raise ValueError(
+                f"size {self.size} has {len(sizes)} axes, but the crops have {len(roi)}: give one side, or one per axis"
+            )
+        largest = torch.tensor([min(size, length) for size, length in zip(sizes, roi)]).expand(self.holes, -1)
+        if self.min_size is None:
+            return largest
+        low = largest.clamp(max=self.min_size)
+        part = _uniform(largest.shape, largest, generator)
+        return torch.minimum(low + (part * (largest - low + 1)).long(), largest)
 
 
 class RandomViews(nn.Module):
@@ -180,8 +208,9 @@ def random_boxes(
     Args:
         x: `(N, C, *roi)` crops, D spatial axes.
         holes: boxes per crop, H.
-        low: `(N, D)` smallest sides in voxels, whole numbers as float32, 1 to the crop's side.
-        high: `(N, D)` largest sides, included.
+        low: smallest sides in voxels, whole numbers as float32, 1 to the crop's side: `(N, D)`, or `(N, H, D)` for
+            each box.
+        high: largest sides, included, likewise.
         generator: source of random numbers; None for torch's global state.
 
     Returns:
@@ -194,7 +223,7 @@ def random_boxes(
         raise ValueError(f"crops must be (N, C, *roi) with two or three spatial axes, got shape {tuple(x.shape)}")
     roi = _voxels(1.0, x)
     shape = (len(x), holes, x.ndim - 2)
-    low, high = low[:, None], high[:, None]
+    low, high = (bound if bound.ndim == 3 else bound[:, None] for bound in (low, high))
     # a float32 draw below 1 can round up to the bound itself when scaled, hence minimum
     side = torch.minimum(low + (_uniform(shape, x, generator) * (high - low + 1)).floor(), high)
     start = torch.minimum((_uniform(shape, x, generator) * (roi - side + 1)).floor(), roi - side)
@@ -224,13 +253,12 @@ def box_mask(start: torch.Tensor, stop: torch.Tensor, roi: Sequence[int]) -> tor
     return (boxes > 0).view(len(start), *roi)
 
 
-def _box_places(start: torch.Tensor, sides: Sequence[int], roi: Sequence[int]) -> torch.Tensor:
-    """Flat places `(N, H, prod(sides))` of the voxels of boxes that start at `start` `(N, H, D)`."""
-    places = torch.zeros((*start.shape[:2], 1), dtype=torch.long, device=start.device)
-    for axis, (side, length) in enumerate(zip(sides, roi)):
-        along = start[..., axis, None] + torch.arange(side, device=start.device)  # (N, H, side)
-        places = (places[..., None] * length + along[:, :, None]).flatten(2)
-    return places
+def _flat_places(index: torch.Tensor, roi: Sequence[int]) -> torch.Tensor:
+    """Numbers `(...)` of the voxels at `index` `(..., D)` in a crop, last axis fastest."""
+    place = index[..., 0]
+    for axis, length in enumerate(roi[1:], start=1):
+        place = place * length + index[..., axis]
+    return place
 
 
 def _voxels(part: float, x: torch.Tensor) -> torch.Tensor:
@@ -247,7 +275,16 @@ def _per_crop(flags: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 def _uniform(shape: Sequence[int], x: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
     """Draw from [0, 1) in float32 on the generator's device and give it on that of `x`."""
     device = x.device if generator is None else generator.device
-    return torch.rand(tuple(shape), generator=generator, device=device).to(x.device, non_blocking=True)
+    return torch.rand(tuple(shape), generator=generator, device=device).to(x.device, non_blocking=x.is_cuda)
+
+
+def _random_bytes(x: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    """Uniform bytes of the shape of `x`: eight are cut from one draw, six times as fast as `_uniform`."""
+    device = x.device if generator is None else generator.device
+    draws = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=device).random_(
+        -(2**63), None, generator=generator
+    )
+    return draws.view(torch.uint8)[: x.numel()].view(x.shape).to(x.device, non_blocking=x.is_cuda)
 
 
 def _check(holes: int, probabilities: dict[str, float]) -> None:

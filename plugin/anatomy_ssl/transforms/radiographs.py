@@ -101,22 +101,41 @@ class ResizeToCoverd(MapTransform):
     Args:
         keys: images `(C, *spatial)`.
         spatial_size: voxels along each axis.
+        crop: False keeps what is over.
+        max_enlargement: how many times an image may be enlarged; None for any.
+
+    Raises:
+        BadImageError: for an image that would have to be enlarged more.
     """
 
-    def __init__(self, keys: KeysCollection, spatial_size: Sequence[int]) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        spatial_size: Sequence[int],
+        crop: bool = True,
+        max_enlargement: float | None = None,
+    ) -> None:
         super().__init__(keys)
-        self.spatial_size = tuple(int(size) for size in spatial_size)
+        self.spatial_size, self.crop = tuple(int(size) for size in spatial_size), crop
+        self.max_enlargement = math.inf if max_enlargement is None else max_enlargement
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Replace the images by `(C, *spatial_size)`."""
+        """Replace the images by `(C, *spatial_size)`, or larger ones."""
         d = dict(data)
         for key in self.key_iterator(d):
             shape = d[key].shape[1:]
             scale = max(size / length for size, length in zip(self.spatial_size, shape))
+            if scale > self.max_enlargement:
+                raise BadImageError(
+                    d.get("source", key),
+                    f"has {tuple(shape)} pixels and would be enlarged {scale:.1f} times to cover {self.spatial_size}, "
+                    f"more than {self.max_enlargement:g} times: leave it out, train on smaller views, or "
+                    "raise max_enlargement",
+                )
             # a whole number may come out a hair too small
             cover = [max(size, math.floor(scale * n + 0.5)) for size, n in zip(self.spatial_size, shape)]
             resized = Resize(cover, mode="trilinear" if len(cover) == 3 else "bilinear", anti_aliasing=scale < 1)(
                 d[key]
             )
-            d[key] = CenterSpatialCrop(self.spatial_size)(resized)
+            d[key] = CenterSpatialCrop(self.spatial_size)(resized) if self.crop else resized
         return d
