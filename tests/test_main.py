@@ -79,6 +79,21 @@ def test_datalist_of_a_table(call, tmp_path: Path) -> None:
     assert [len(side) for side in sides.values()] == [2, 1, 1]
 
 
+@pytest.mark.parametrize("names", ["Mass", "Mass,Nodule", "Pleural Effusion,Mass"])
+def test_datalist_of_a_table_with_findings(call, tmp_path: Path, names: str) -> None:
+    """One column or several; empty cells are null."""
+    rows = ["image,patient_id,Mass,Nodule,Pleural Effusion"]
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(b"")
+        rows.append(f"{number}.png,p{number},{number - 1},,1")
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    options = ["--labels", names, "--validation", 0, "--test", 0]
+    assert call("datalist", "csv", tmp_path / "table.csv", tmp_path / "list.json", *options) == 0
+    values = {"Mass": [-1, 0, 1], "Nodule": [None] * 3, "Pleural Effusion": [1] * 3}
+    items = load_datalist(tmp_path / "list.json", validation_fraction=0)
+    assert [i["labels"] for i in items] == [{n: values[n][k] for n in names.split(",")} for k in range(3)]
+
+
 def test_datalist_of_a_public_data_set(call, tmp_path: Path) -> None:
     names = [f"BraTS2021_{n:05d}" for n in range(10)]
     root = touch(

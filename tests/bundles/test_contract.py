@@ -7,36 +7,44 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle import run as bundle_run
+from PIL import Image
 
+from tests.bundles import test_peac
 from tests.bundles.runs import CONFIGS, TINY
 
-BUNDLE = CONFIGS.parent
-METADATA = json.loads((CONFIGS / "metadata.json").read_text())
+BUNDLES = {"isimed": CONFIGS, "peac": test_peac.CONFIGS}
+every_bundle = pytest.mark.parametrize("bundle", BUNDLES)
 
 
-def raw(name: str) -> dict[str, Any]:
+def raw(name: str, bundle: str = "isimed") -> dict[str, Any]:
     """A config file as it is written."""
-    return ConfigParser.load_config_file(CONFIGS / name)
+    return ConfigParser.load_config_file(BUNDLES[bundle] / name)
 
 
 @pytest.mark.parametrize(
     "name", ["LICENSE", "docs/README.md", "docs/data_license.txt", "configs/metadata.json", "configs/logging.conf"]
 )
-def test_required_files(name: str) -> None:
-    assert (BUNDLE / name).stat().st_size > 100
-    assert "/work" not in (BUNDLE / name).read_text(encoding="utf-8")
+@every_bundle
+def test_required_files(bundle: str, name: str) -> None:
+    path = BUNDLES[bundle].parent / name
+    assert path.stat().st_size > 100
+    assert "/work" not in path.read_text(encoding="utf-8")
 
 
-def test_bundle_holds_no_python() -> None:
-    assert not list(BUNDLE.rglob("*.py"))
+@every_bundle
+def test_bundle_holds_no_python(bundle: str) -> None:
+    assert not list(BUNDLES[bundle].parent.rglob("*.py"))
 
 
-def test_metadata() -> None:
+@every_bundle
+def test_metadata(bundle: str) -> None:
     """The zoo's schema (meta_schema_20240725) asks for these; supported_apps is left out on purpose."""
+    metadata = raw("metadata.json", bundle)
     text = {
         "version",
         "monai_version",
@@ -47,39 +55,45 @@ def test_metadata() -> None:
         "authors",
         "copyright",
     }
-    assert all(isinstance(METADATA[key], str) and METADATA[key] for key in text)
-    assert METADATA["schema"].endswith("meta_schema_20240725.json")
-    assert METADATA["version"] in METADATA["changelog"]
-    assert METADATA["name"]
-    assert "supported_apps" not in METADATA
-    assert all(isinstance(v, str) and v[0].isdigit() for v in METADATA["required_packages_version"].values())
-    for tensors in METADATA["network_data_format"].values():
+    assert all(isinstance(metadata[key], str) and metadata[key] for key in text)
+    assert metadata["schema"].endswith("meta_schema_20240725.json")
+    assert metadata["version"] in metadata["changelog"]
+    assert metadata["name"]
+    assert "supported_apps" not in metadata
+    assert all(isinstance(v, str) and v[0].isdigit() for v in metadata["required_packages_version"].values())
+    for tensors in metadata["network_data_format"].values():
         for tensor in tensors.values():
             keys = {"type", "format", "num_channels", "spatial_shape", "dtype", "value_range", "is_patch_data"}
             assert keys | {"channel_def"} <= tensor.keys()
-    assert list(METADATA["network_data_format"]["inputs"]) == ["image"]
-    assert list(METADATA["network_data_format"]["outputs"]) == ["pred"]
+    assert list(metadata["network_data_format"]["inputs"]) == ["image"]
+    assert list(metadata["network_data_format"]["outputs"]) == ["pred"]
 
 
-def test_network_is_that_of_the_metadata() -> None:
+@every_bundle
+def test_network_is_that_of_the_metadata(bundle: str) -> None:
     """The zoo builds `network_def` anywhere, feeds the input's shape, wants one tensor, and exports TorchScript."""
-    parser = ConfigParser(raw("inference.json"))
-    image = METADATA["network_data_format"]["inputs"]["image"]
+    data_format = raw("metadata.json", bundle)["network_data_format"]
+    parser = ConfigParser(raw("inference.json", bundle))
+    image = data_format["inputs"]["image"]
     network = parser.get_parsed_content("network_def").eval()
     crops = torch.rand(1, image["num_channels"], *image["spatial_shape"])
+    # MONAI's Swin blocks cannot be scripted; the zoo's export traces them then
+    export = torch.jit.script if bundle == "isimed" else lambda module: torch.jit.trace(module, torch.rand_like(crops))
     with torch.no_grad():
         output = network(crops)
-        scripted = torch.jit.script(network)(crops)
+        exported = export(network)(crops)
     assert isinstance(output, torch.Tensor)
-    assert output.shape == (1, METADATA["network_data_format"]["outputs"]["pred"]["num_channels"])
-    assert torch.equal(output, scripted)
+    assert output.shape == (1, data_format["outputs"]["pred"]["num_channels"])
+    assert torch.equal(output, exported)
 
 
 def test_labels_that_monai_label_offers() -> None:
-    """Taken from the output's channels: the mask's values, by the classes' places in both configs."""
-    channels = METADATA["network_data_format"]["outputs"]["pred"]["channel_def"]
+    """Taken from the output's channels: a mask's values or a classifier's outputs, by their places in both configs."""
+    channels = raw("metadata.json")["network_data_format"]["outputs"]["pred"]["channel_def"]
     expected = {"0": "background", **{str(i): name for i, name in enumerate(raw("train.json")["classes"], 1)}}
     assert channels == expected
+    channels = raw("metadata.json", "peac")["network_data_format"]["outputs"]["pred"]["channel_def"]
+    assert channels == {str(i): name for i, name in enumerate(raw("train.json", "peac")["labels"])}
 
 
 @pytest.mark.parametrize(
@@ -92,15 +106,40 @@ def test_properties(name: str, kind: str, cohort: Path, tmp_path: Path) -> None:
     changes |= {"embedding_size": 8, "dataset_dir": str(cohort), "output_dir": str(tmp_path)}
     if name == "train.json":
         changes["pretrained"] = ""
-    workflow = ConfigWorkflow(str(CONFIGS / name), workflow_type=kind, logging_file=False, **changes)
+    check_properties(CONFIGS / name, kind, changes)
+
+
+@pytest.mark.parametrize("name", ["pretrain.yaml", "train.json", "inference.json"])
+def test_properties_of_peac(name: str, tmp_path: Path) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 50), dtype=np.uint8))
+    for split in ("training", "validation", "test"):
+        picture.save(tmp_path / f"{split}.png")
+    labels = dict.fromkeys(raw("train.json", "peac")["labels"], 0)
+    items = {s: [{"image": f"{s}.png", "subject": s, "labels": labels}] for s in ("training", "validation", "test")}
+    (tmp_path / "datalist.json").write_text(json.dumps(items))
+    changes: dict[str, Any] = {"dataset_dir": str(tmp_path), "output_dir": str(tmp_path), "device": "cpu"}
+    changes["encoder"] = test_peac.TINY["encoder"]
+    if name == "pretrain.yaml":
+        changes = {**test_peac.TINY, **changes, "device": torch.device("cpu")}
+    else:
+        changes |= {"image_size": [40, 40], "crop_size": [32, 32]}
+        changes |= (
+            {"pretrained": "", "tensorboard": False, "mlflow": False} if name == "train.json" else {"checkpoint": ""}
+        )
+    check_properties(test_peac.CONFIGS / name, "inference" if name == "inference.json" else "train", changes)
+
+
+def check_properties(path: Path, kind: str, changes: dict[str, Any]) -> None:
+    workflow = ConfigWorkflow(str(path), workflow_type=kind, logging_file=False, **changes)
     workflow.initialize()
     assert workflow.check_properties() == []
 
 
+@every_bundle
 @pytest.mark.parametrize("name", ["pretrain.yaml", "train.json"])
-def test_ids_of_training_that_other_programs_look_for(name: str) -> None:
+def test_ids_of_training_that_other_programs_look_for(name: str, bundle: str) -> None:
     """The zoo's verification and MONAI Label read them by these names; expressions would hide them."""
-    train = ConfigParser(raw(name))
+    train = ConfigParser(raw(name, bundle))
     zoo = ["train#dataset#data", "train#handlers", "train#inferer", "validate#evaluator", "validate#handlers"]
     zoo += ["validate#dataset#data", "validate#key_metric", "val_interval", "output_dir", "run", "training"]
     assert [key for key in zoo if key not in train] == []
@@ -110,25 +149,52 @@ def test_ids_of_training_that_other_programs_look_for(name: str) -> None:
 
 
 def test_ids_of_inference_that_other_programs_look_for() -> None:
-    for name in ("inference.json", "embed.yaml"):
-        config = ConfigParser(raw(name))
+    for name, bundle in (("inference.json", "isimed"), ("inference.json", "peac"), ("embed.yaml", "isimed")):
+        config = ConfigParser(raw(name, bundle))
         assert [key for key in ("dataset#data", "handlers", "output_dir", "run", "inferer") if key not in config] == []
     assert "embedding" in config
-    assert "postprocessing" in raw("inference.json")
+    assert all("postprocessing" in raw("inference.json", bundle) for bundle in BUNDLES)
     for name in ("evaluate.yaml", "probe.yaml", "multi_gpu_pretrain.yaml", "multi_gpu_train.yaml"):
         assert "run" in raw(name)
 
 
-def test_monai_label_may_give_a_device_by_name() -> None:
+@every_bundle
+def test_monai_label_may_give_a_device_by_name(bundle: str) -> None:
     """It writes "cuda" over `device`, which has no `type`."""
     for name in ("train.json", "inference.json"):
-        assert "@device." not in (CONFIGS / name).read_text()
+        assert "@device." not in (BUNDLES[bundle] / name).read_text()
 
 
-@pytest.mark.parametrize("name", ["train.json", "inference.json", "embed.yaml", "pretrain.yaml"])
-def test_self_contained(name: str) -> None:
+@every_bundle
+def test_self_contained(bundle: str) -> None:
     """No macros on other files: MONAI Label and load() read the JSON files alone, from any folder."""
-    assert not re.search(r"%[^'\"]*\.(json|yaml|yml)", (CONFIGS / name).read_text())
+    for name in ("train.json", "inference.json", "pretrain.yaml", *(["embed.yaml"] if bundle == "isimed" else [])):
+        assert not re.search(r"%[^'\"]*\.(json|yaml|yml)", (BUNDLES[bundle] / name).read_text()), name
+
+
+def test_what_peac_repeats_is_the_same() -> None:
+    """Preparation and network are written in three files, and a classifier has to see what it was trained on."""
+    pretrain, train, inference = (raw(n, "peac") for n in ("pretrain.yaml", "train.json", "inference.json"))
+    small = raw("encoder_small.yaml", "peac")
+    for key in ("spatial_dims", "mean", "std", "intensity", "on_bad_image"):
+        assert pretrain[key] == train[key] == inference[key], key
+    assert small["encoder"] == train["encoder"] == inference["encoder"]
+    for key in ("labels", "exclusive", "image_size", "crop_size", "mirror", "ten_crop", "cell_size"):
+        assert train[key] == inference[key], key
+    assert train["recipe"] == inference["network"]["recipe"]
+    image = raw("metadata.json", "peac")["network_data_format"]["inputs"]["image"]
+    assert image["spatial_shape"] == train["crop_size"]
+    assert {k: v for k, v in train["classifier"].items() if k != "dropout"} == inference["network_def"]
+    *steps, tensors = train["preparation"]
+    *inferred, with_metadata = inference["preprocessing"]["transforms"]
+    assert steps == inferred
+    assert {**tensors, "track_meta": True} == with_metadata
+    # pre-training resizes to its own size, selects entries, and normalises in prepare_batch
+    shared = [step for step in pretrain["preprocessing"] if "SelectItemsd" not in str(step)]
+    shared = shared[: shared.index("@intensity") + 1]
+    assert steps[: len(shared)] == shared
+    crops = {k: v for k, v in inference["inferer"].items() if k not in ("_target_", "features", "head")}
+    assert crops == {k: v for k, v in train["test"]["inferer"].items() if k != "_target_"}
 
 
 def steps_on_the_image(steps: list[Any]) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -17,6 +18,10 @@ from typing import Any
 
 import nibabel as nib
 import requests
+import torch
+from monai.bundle import ConfigParser
+
+BUNDLES = Path(__file__).parents[2] / "bundles"
 
 
 @dataclass
@@ -42,6 +47,14 @@ class Server:
         with path.open("rb") as file:
             query = {"image": image, "tag": "final"}
             self._answer(requests.put(f"{self.url}/datastore/label", params=query, files={"label": file}, timeout=60))
+
+    def ask(self, model: str, output: str, file: Path | None = None, image: str = "", **parameters: Any) -> Any:
+        """What a model says of a study, or of a file that is sent along: JSON, or the bytes of an image."""
+        query = {"image": image, "output": output}
+        files = None if file is None else {"file": (file.name, file.read_bytes())}
+        data = {"params": json.dumps(parameters)}
+        answer = requests.post(f"{self.url}/infer/{model}", params=query, data=data, files=files, timeout=600)
+        return self._answer(answer).json() if output == "json" else self._answer(answer).content
 
     def infer(self, model: str, image: str, folder: Path) -> nib.Nifti1Image:
         """Mask of a study."""
@@ -74,12 +87,35 @@ class Server:
 
 
 def make_app(folder: Path, bundle: Path, name: str) -> Path:
-    """Copy MONAI Label's app for bundles, and the bundle into it."""
+    """Copy MONAI Label's app for bundles, and the bundle into it, with random weights where it has none."""
     command = [sys.executable, "-m", "monailabel.main", "apps", "--download", "--name", "monaibundle"]
     subprocess.run([*command, "--output", str(folder)], check=True, capture_output=True)
     app = folder / "monaibundle"
-    shutil.copytree(bundle, app / "model" / name)
+    copied = shutil.copytree(bundle, app / "model" / name)
+    if not (copied / "models" / "model.pt").exists():
+        write_untrained(copied)
     return app
+
+
+def write_untrained(bundle: Path) -> None:
+    """Give a bundle that comes without weights those of a network that was never trained."""
+    configs = {name: read_config(bundle, name) for name in ("train", "inference")}
+    torch.manual_seed(0)
+    network = configs["inference"].get_parsed_content("network_def")
+    encoder = network.get_submodule(configs["train"]["network_def"]["module"])
+    (bundle / "models" / "pretrained").mkdir(parents=True, exist_ok=True)
+    torch.save(network.state_dict(), bundle / "models" / "model.pt")
+    torch.save(encoder.state_dict(), bundle / "models" / "pretrained" / "encoder.pt")
+
+
+def read_config(bundle: Path, name: str) -> ConfigParser:
+    """A config of the bundle, its network without weights."""
+    parser = ConfigParser()
+    parser.read_config(bundle / "configs" / f"{name}.json")
+    parser["bundle_root"] = str(bundle)
+    if "path" in parser["network_def"]:
+        parser["network_def"]["path"] = ""
+    return parser
 
 
 @contextlib.contextmanager

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,28 +12,20 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser
 
 from anatomy_ssl.weights import read_state
 
 pytest.importorskip("monailabel", reason="needs MONAI Label: make test-label")
 
-from tests.label.server import Server, alive, make_app, serve
+from tests.label.server import BUNDLES, Server, alive, make_app, serve
 
-BUNDLES = Path(__file__).parents[2] / "bundles"
-SERVED = sorted(
-    folder.name
-    for folder in BUNDLES.iterdir()
-    if all((folder / "configs" / f"{name}.json").exists() for name in ("train", "inference"))
-)
-# folders of the phantom cohort: what a bundle reads, and what it learns to draw
+# bundles that draw masks, and folders of the phantom cohort: what a bundle reads, and what it learns to draw
 COHORT = {"isimed": ("images", "lesions")}
-SUBJECTS = 6
 # left-right reversed, spacing 5 x 5 x 3 mm
 STUDY = "phantom_002"
 EPOCHS = 2
 
-pytestmark = [pytest.mark.slow, pytest.mark.parametrize("session", SERVED, indirect=True, scope="module")]
+pytestmark = [pytest.mark.slow, pytest.mark.parametrize("session", sorted(COHORT), indirect=True, scope="module")]
 
 
 @dataclass
@@ -65,15 +55,6 @@ class Session:
 
 
 @pytest.fixture(scope="module")
-def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Phantoms, drawn once."""
-    folder = tmp_path_factory.mktemp("phantoms")
-    command = [sys.executable, "-m", "anatomy_ssl", "phantom", "--output", str(folder), "--subjects", str(SUBJECTS)]
-    subprocess.run(command, check=True, capture_output=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def session(request: pytest.FixtureRequest, cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Session:
     """Start, infer, hand in labels, train, infer, stop."""
     name = request.param
@@ -85,8 +66,6 @@ def session(request: pytest.FixtureRequest, cohort: Path, tmp_path_factory: pyte
     app = make_app(folder, BUNDLES / name, name)
     bundle = app / "model" / name
     model = bundle / "models" / "model.pt"
-    if not model.exists():
-        write_untrained(bundle)
     before = read_state(model)
     with serve(app, studies, name) as server:
         info = server.get("/info/")
@@ -107,27 +86,6 @@ def train(server: Server, name: str, labels: Path) -> None:
             server.submit_label(subject, path)
     status = server.train(name, max_epochs=EPOCHS, val_split=0.2)
     assert status == "DONE", server.last_lines()
-
-
-def write_untrained(bundle: Path) -> None:
-    """Give a bundle that comes without weights those of a network that was never trained."""
-    configs = {name: read_config(bundle, name) for name in ("train", "inference")}
-    torch.manual_seed(0)
-    network = configs["inference"].get_parsed_content("network_def")
-    encoder = network.get_submodule(configs["train"]["network_def"]["module"])
-    (bundle / "models" / "pretrained").mkdir(parents=True, exist_ok=True)
-    torch.save(network.state_dict(), bundle / "models" / "model.pt")
-    torch.save(encoder.state_dict(), bundle / "models" / "pretrained" / "encoder.pt")
-
-
-def read_config(bundle: Path, name: str) -> ConfigParser:
-    """A config of the bundle, its network without weights."""
-    parser = ConfigParser()
-    parser.read_config(bundle / "configs" / f"{name}.json")
-    parser["bundle_root"] = str(bundle)
-    if "path" in parser["network_def"]:
-        parser["network_def"]["path"] = ""
-    return parser
 
 
 def turn(image: nib.Nifti1Image) -> nib.Nifti1Image:

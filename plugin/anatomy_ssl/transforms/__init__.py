@@ -3,9 +3,13 @@
 from .cells import RandBezierIntensity, permute_cells
 from .crops import CropPositiond, RandPhysicalCropsd, crops_at
 from .distortions import RandCoarseDropout, RandCoarseShuffle, RandomViews
+from .findings import FindingsVectord
 from .grid_views import RandGridViewsd, match_cells
+from .heat_map import ClassProbabilitiesd, HeatMapd, SaveHeatMapsd
 from .labels import CheckCoveraged, ClassIndexd, LabelPresenced, LabelVolumed
 from .load import LoadVolumed
+from .masks import StructureMasksd, mask_keys
+from .pixels import PixelFramed
 from .points import AnatomicalOrigind, ForegroundPointsd, LabelPointsd
 from .radiographs import DicomWindowd, GreyScaled, ResizeToCoverd
 
@@ -13,14 +17,18 @@ __all__ = [
     "AnatomicalOrigind",
     "CheckCoveraged",
     "ClassIndexd",
+    "ClassProbabilitiesd",
     "CropPositiond",
     "DicomWindowd",
+    "FindingsVectord",
     "ForegroundPointsd",
     "GreyScaled",
+    "HeatMapd",
     "LabelPointsd",
     "LabelPresenced",
     "LabelVolumed",
     "LoadVolumed",
+    "PixelFramed",
     "RandBezierIntensity",
     "RandCoarseDropout",
     "RandCoarseShuffle",
@@ -28,7 +36,10 @@ __all__ = [
     "RandPhysicalCropsd",
     "RandomViews",
     "ResizeToCoverd",
+    "SaveHeatMapsd",
+    "StructureMasksd",
     "crops_at",
+    "mask_keys",
     "match_cells",
     "permute_cells",
 ]
