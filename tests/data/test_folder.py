@@ -19,7 +19,13 @@ def touch(root: Path, *paths: str) -> None:
 
 
 def write_series(
-    folder: Path, uid: str, slices: int, patient: str = "", extension: str = ".dcm", kind: str = "AXIAL"
+    folder: Path,
+    uid: str,
+    slices: int,
+    patient: str = "",
+    extension: str = ".dcm",
+    kind: str = "AXIAL",
+    modality: str = "CT",
 ) -> None:
     """A DICOM series; slices are named so that their names' order is the reverse of their positions'."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -32,7 +38,7 @@ def write_series(
             "0008|0008": f"ORIGINAL\\PRIMARY\\{kind}",
             "0008|0016": "1.2.840.10008.5.1.4.1.1.2",
             "0008|0018": f"{uid}.{z}",
-            "0008|0060": "CT",
+            "0008|0060": modality,
             "0010|0020": patient,
             "0020|000d": f"{uid}.99",
             "0020|000e": uid,
@@ -83,6 +89,20 @@ def test_every_format_nested_and_in_order(tmp_path):
 def test_one_series_is_listed_as_its_folder(tmp_path, extension):
     write_series(tmp_path / "s", "1.2.3", 3, "P1", extension)
     assert scan_folder(tmp_path) == [{"image": str(tmp_path / "s"), "subject": "P1"}]
+
+
+def test_radiographs_of_one_series_are_images_of_their_own(tmp_path):
+    """Frontal and lateral view, or a single one, are no volume."""
+    write_series(tmp_path / "a", "1.2.3", 2, "P1", modality="DX")
+    write_series(tmp_path / "b", "1.2.4", 1, "P2", modality="CR")
+    write_series(tmp_path / "c", "1.2.5", 1, modality="CR")
+    expected = {
+        "a/1.2.3_001.dcm": "P1",
+        "a/1.2.3_002.dcm": "P1",
+        "b/1.2.4_001.dcm": "P2",
+        "c/1.2.5_001.dcm": "1.2.5_001",
+    }
+    assert subjects(tmp_path) == expected
 
 
 def test_several_series_are_listed_as_files_in_spatial_order(tmp_path, caplog):

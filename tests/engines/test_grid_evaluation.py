@@ -78,5 +78,5 @@ def test_is_repeatable(tmp_path: Path) -> None:
 
 def test_another_network_s_checkpoint_is_refused(tmp_path: Path) -> None:
     other = GridConsistencyNetwork(nn.Conv2d(1, 16, 4, stride=4), 16, GRID, 4, global_features=8, local_features=8)
-    with pytest.raises(ValueError, match="checkpoint.pt"):
+    with pytest.raises(ValueError, match=r"checkpoint\.pt"):
         evaluation(tmp_path, network=other)

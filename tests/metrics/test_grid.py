@@ -74,7 +74,7 @@ def test_nothing_shuffled_says_nothing_of_order() -> None:
 
 
 def test_centring_takes_out_what_all_cells_share() -> None:
-    """A large common vector hides the gap of the local embeddings, and centring brings it back; tokens are as they are."""
+    """A large common vector hides the gap of the local embeddings; tokens are as they are."""
     pred, target = outputs()
     shifted = {name: tensor + 100 if name.startswith("local") else tensor for name, tensor in pred.items()}
     results = []

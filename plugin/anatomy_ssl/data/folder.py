@@ -37,6 +37,7 @@ _SEGMENTATION_FOLDER = re.compile(
 # A name without digits, or an MR sequence such as t1 or T2w, says what the image is, not whose.
 _ROLE = re.compile(r"(?:\D|(?<![^\W_])t[12](?!\d))*", re.IGNORECASE)
 _BIDS_SUBJECT = re.compile(r"sub-[A-Za-z0-9]+")
+_RADIOGRAPHS = frozenset({"CR", "DX", "RG", "MG", "PX", "XA", "RF"})  # a single slice is the whole image
 _NOT_IMAGES = frozenset({"SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "REG", "SR", "PR", "KO"})
 
 
@@ -73,8 +74,9 @@ def scan_folder(
 
     Found are NIfTI, NRRD and MetaImage files and DICOM series (files ending in .dcm or with the DICM preamble). A
     folder with one DICOM series is listed as the folder, each of several series as the list of its files in spatial
-    order; localizers, single slices and objects that are no images (SEG, RTSTRUCT, ...) are skipped and logged. PNG
-    and JPEG radiographs are listed where there is nothing else, or where `pattern` asks for them. Hidden files
+    order, and each DICOM radiograph by itself; localizers, single slices of volumes and objects that are no images
+    (SEG, RTSTRUCT, ...) are skipped and logged. PNG and JPEG radiographs are listed where there is nothing else, or
+    where `pattern` asks for them. Hidden files
     and, without `pattern`, files that by their names are segmentations (`p1_seg.nii.gz`, `labelsTr/...`) are skipped;
     the latter are counted in the log.
 
@@ -178,9 +180,11 @@ def _dicom_series(folder: Path, names: Sequence[str], below: PurePosixPath) -> l
     found = []
     reasons: dict[str, int] = defaultdict(int)
     for files in series:
-        reason, patient = _describe_series(files)
+        reason, patient, modality = _describe_series(files)
         if reason:
             reasons[reason] += 1
+        elif modality in _RADIOGRAPHS:
+            found.extend(_Found(file, below / Path(file).name, patient) for file in files)
         else:
             image = str(folder) if len(series) == 1 else files
             found.append(_Found(image, below, patient, is_series=True))
@@ -193,26 +197,26 @@ def _dicom_series(folder: Path, names: Sequence[str], below: PurePosixPath) -> l
     return found
 
 
-def _describe_series(files: Sequence[str]) -> tuple[str, str]:
-    """Why a DICOM series is to be skipped ("" where it is not), and its PatientID."""
+def _describe_series(files: Sequence[str]) -> tuple[str, str, str]:
+    """Why a DICOM series is to be skipped ("" where it is not), its PatientID, and its modality."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(files[0])
     try:
         reader.ReadImageInformation()
     except RuntimeError:
-        return "no readable image", ""
+        return "no readable image", "", ""
     tags = {
         tag: reader.GetMetaData(tag).strip().strip("\x00") if reader.HasMetaDataKey(tag) else ""
         for tag in ("0008|0008", "0008|0060", "0010|0020")
     }
-    if tags["0008|0060"] in _NOT_IMAGES:
-        return f"modality {tags['0008|0060']}", ""
+    modality, size = tags["0008|0060"], reader.GetSize()
+    if modality in _NOT_IMAGES:
+        return f"modality {modality}", "", modality
     if "LOCALIZER" in tags["0008|0008"].upper():
-        return "localizer", ""
-    size = reader.GetSize()
-    if len(files) < 2 and (len(size) < 3 or size[2] < 2):
-        return "single slice", ""
-    return "", tags["0010|0020"]
+        return "localizer", "", modality
+    if modality not in _RADIOGRAPHS and len(files) < 2 and (len(size) < 3 or size[2] < 2):
+        return "single slice", "", modality
+    return "", tags["0010|0020"], modality
 
 
 def _match_subjects(found: Sequence[_Found], subject_pattern: str) -> list[str]:

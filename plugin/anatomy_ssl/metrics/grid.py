@@ -23,13 +23,25 @@ class GridQuality(Metric):
     - `order_times_chance`: the same times the number of cells;
     - `token_gap`: mean cosine of the tokens of cells that two views share, minus that of other cells of the same two
       views, in images whose first view has its true order;
-    - `local_gap`: the same of the local head's embeddings, which the loss compares; left out without that head;
+    - `local_gap`: the same of the local head's embeddings, as the loss compares them; left out without that head;
     - `token_spread`: mean standard deviation of the tokens' features; 0 is a collapse.
 
     Sums are added up over the processes, so that every image counts once.
+
+    Args:
+        centre: take the mean of a batch's local embeddings, both views, out of them first, as the loss does that is
+            given `centre` (`losses.LocalConsistencyLoss`). Tokens are never centred.
+        output_transform: from the engine's output to the network's outputs and the targets.
+        **kwargs: further arguments of ignite's metrics.
     """
 
-    def __init__(self, output_transform: Any = lambda output: (output["pred"], output["label"]), **kwargs: Any) -> None:
+    def __init__(
+        self,
+        centre: bool = False,
+        output_transform: Any = lambda output: (output["pred"], output["label"]),
+        **kwargs: Any,
+    ) -> None:
+        self.centre = centre
         super().__init__(output_transform=output_transform, **kwargs)
 
     def reset(self) -> None:
@@ -47,7 +59,10 @@ class GridQuality(Metric):
         self._add("spread", pred["tokens_1"].float().flatten(0, 1).std(dim=0).mean()[None])
         for kind, name in (("token", "tokens"), ("local", "local")):
             if f"{name}_1" in pred:
-                same, others = _cosines(pred[f"{name}_1"], pred[f"{name}_2"], target["match"], target["ordered"])
+                views = torch.stack([pred[f"{name}_1"], pred[f"{name}_2"]]).float()  # (2, N, T, F)
+                if self.centre and kind == "local":
+                    views = views - views.flatten(0, 2).mean(dim=0)
+                same, others = _cosines(views[0], views[1], target["match"], target["ordered"])
                 self._add(f"{kind}_same", same)
                 self._add(f"{kind}_others", others)
 
@@ -78,7 +93,7 @@ def _cosines(
     first: torch.Tensor, second: torch.Tensor, match: torch.Tensor, ordered: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Of cells that two views share, and of those cells with the others; tokens `(N, T, F)`, `match` `(N, T)`."""
-    first, second = (F.normalize(tokens.float(), dim=2)[ordered] for tokens in (first, second))
+    first, second = (F.normalize(tokens, dim=2)[ordered] for tokens in (first, second))
     cosine = torch.einsum("nif,njf->nij", first, second)  # (N, T, T)
     same = match[ordered][:, :, None] == torch.arange(match.shape[1], device=match.device)
     shown = (match[ordered] >= 0)[:, :, None].expand_as(same)
