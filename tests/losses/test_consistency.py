@@ -78,20 +78,29 @@ def test_an_encoder_of_the_place_alone_has_no_local_loss() -> None:
 
 
 def centred(one: Tensor, two: Tensor) -> list[Tensor]:
-    """Both views less their common mean row."""
-    rows = [row for view in (one, two) for row in view.reshape(-1, view.shape[-1])]
+    """Both views `(rows, F)` less their common mean row."""
+    rows = [*one, *two]
     mean = sum(rows[1:], rows[0]) / len(rows)
     return [one - mean, two - mean]
 
 
 def test_centring_equals_the_plain_loss_of_centred_embeddings() -> None:
-    """The student's embeddings have their own mean, the teacher's theirs."""
+    """The student's embeddings have their own mean, the teacher's theirs; of the image, and of the batch."""
     views, match = tensors(4, 6, 5), matches(4, 6)
-    expected = LocalConsistencyLoss()(*centred(*views[:2]), *centred(*views[2:]), match)
+    student, teacher = ([centred(one, two) for one, two in zip(*pair)] for pair in (views[:2], views[2:]))
+    expected = LocalConsistencyLoss()(*(torch.stack(view) for pair in (student, teacher) for view in zip(*pair)), match)
     torch.testing.assert_close(LocalConsistencyLoss(centre=True)(*views, match), expected)
     whole = [view[:, 0] for view in views]
     expected = GlobalConsistencyLoss()(*centred(*whole[:2]), *centred(*whole[2:]))
     torch.testing.assert_close(GlobalConsistencyLoss(centre=True)(*whole), expected)
+
+
+def test_naming_the_image_does_not_help_where_cells_are_centred() -> None:
+    """One embedding for all cells of an image, another for each image."""
+    views, match = tensors(4, 6, 5), matches(4, 6)
+    image = torch.arange(4, dtype=torch.float64)[:, None, None] * 1000 + 1000
+    plain, moved = (LocalConsistencyLoss(centre=True)(*x, match) for x in (views, [v + image for v in views]))
+    torch.testing.assert_close(plain, moved)
 
 
 def test_one_embedding_for_all_is_a_solution_without_centring_alone() -> None:

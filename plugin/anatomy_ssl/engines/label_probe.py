@@ -42,7 +42,8 @@ class LabelProbe:
     """Fits logistic regressions on the training patients' embeddings and reports the AUC of held-out patients.
 
     An image's embedding is the mean of the encoder's tokens, standardised. The strength of regularisation is chosen for
-    each label by the AUC of patient-grouped folds within the training patients; held-out ones choose nothing.
+    each label by the AUC of patient-grouped folds within the training patients, of those with both classes; held-out ones choose
+    nothing.
 
     Args:
         encoder: images -> tokens `(N, F, *grid)` or vectors `(N, F)`; its own weights are not used.
@@ -58,7 +59,7 @@ class LabelProbe:
         seed: of the folds.
 
     Raises:
-        ValueError: without random encoders, or where a label has one class only in a split.
+        ValueError: without random encoders, or where a label has one class only in a split or in every fold.
     """
 
     def __init__(
@@ -106,7 +107,16 @@ class LabelProbe:
                 raise ValueError(
                     f"label {name!r} has one value only in the {split} images: it has no AUC, leave it out"
                 )
-        folds = patient_folds(train.subject[known[0]], goals[0], self.folds, self.seed)
+        folds = [
+            fold
+            for fold in patient_folds(train.subject[known[0]], goals[0], self.folds, self.seed)
+            if all(len(np.unique(goals[0][rows])) == 2 for rows in fold)  # others have no AUC to choose by
+        ]
+        if not folds:
+            raise ValueError(
+                f"too few training patients have label {name!r}, or lack it, to choose a regularisation by {self.folds} "
+                "folds: leave it out"
+            )
         model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
         search = GridSearchCV(model, {"logisticregression__C": STRENGTHS}, scoring="roc_auc", cv=folds)
         fitted: Pipeline = search.fit(train.values[known[0]], goals[0]).best_estimator_

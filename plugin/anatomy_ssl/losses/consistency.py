@@ -20,7 +20,8 @@ class GlobalConsistencyLoss(nn.Module):
     loss times 12.2.
 
     Args:
-        centre: subtract the batch's mean embedding first, see `LocalConsistencyLoss`.
+        centre: subtract the batch's mean embedding first (both views, all processes; the student's own and the
+            teacher's own), since the loss has its minimum where all images have one embedding. The paper does not.
     """
 
     def __init__(self, centre: bool = False) -> None:
@@ -40,7 +41,11 @@ class GlobalConsistencyLoss(nn.Module):
             ValueError: shapes that differ.
         """
         views = {"student_1": student_1, "student_2": student_2, "teacher_1": teacher_1, "teacher_2": teacher_2}
-        s1, s2, t1, t2 = _unit_rows(views, self.centre)
+        rows = _rows(views)
+        if self.centre:
+            means = [_mean_row(*rows[:2]), _mean_row(*rows[2:])]
+            rows = [row - means[number // 2] for number, row in enumerate(rows)]
+        s1, s2, t1, t2 = (F.normalize(row, dim=1) for row in rows)
         distance = (s1 - t2).square().sum() + (s2 - t1).square().sum()
         return sum_over_processes(distance) / sum(row_counts(len(s1), s1.device))
 
@@ -53,12 +58,12 @@ class LocalConsistencyLoss(nn.Module):
     pairs, and the mean over the images that have not been shuffled.
 
     Nothing in this loss holds the embeddings of different cells apart: its minimum is one embedding for all. `centre`
-    subtracts the mean of the batch's embeddings (both views, all images and processes; the student's own and the
-    teacher's own) before they become unit vectors, so that what all cells have in common cannot lower the loss.
+    subtracts the mean of an image's embeddings (both views; the student's own and the teacher's own) before they become
+    unit vectors, so that what the cells of an image share, which is the global loss's matter, cannot lower the loss.
 
     Args:
         reduction: "pairs", or "images" for the paper's.
-        centre: subtract the batch's mean embedding; the paper does not.
+        centre: subtract the image's mean embedding; the paper does not.
 
     Raises:
         ValueError: `reduction` is neither.
@@ -99,7 +104,11 @@ class LocalConsistencyLoss(nn.Module):
             found = [tuple(shape), tuple(match.shape), None if ordered is None else tuple(ordered.shape)]
             raise ValueError(f"Tokens (N, T, F) need `match` (N, T) and `ordered` (N,), got {found}.")
         views = {"student_1": student_1, "student_2": student_2, "teacher_1": teacher_1, "teacher_2": teacher_2}
-        s1, s2, t1, t2 = _unit_rows({name: view.flatten(0, 1) for name, view in views.items()}, self.centre)
+        rows = [row.unflatten(0, shape[:2]) for row in _rows({name: x.flatten(0, 1) for name, x in views.items()})]
+        if self.centre:
+            means = [torch.cat(pair, dim=1).mean(dim=1, keepdim=True) for pair in (rows[:2], rows[2:])]  # (N, 1, F)
+            rows = [row - means[number // 2] for number, row in enumerate(rows)]
+        s1, s2, t1, t2 = (F.normalize(row.flatten(0, 1), dim=1) for row in rows)
         ordered = torch.ones_like(match[:, 0], dtype=torch.bool) if ordered is None else ordered
         shown = (match >= 0) & ordered[:, None]
         first = shown.flatten().nonzero()[:, 0]
@@ -110,15 +119,13 @@ class LocalConsistencyLoss(nn.Module):
         return sum_over_processes(distance) / (2 * max(1, sum(row_counts(count, s1.device))))
 
 
-def _unit_rows(views: Mapping[str, Tensor], centre: bool) -> list[Tensor]:
-    """Rows `(N, F)` of both views of student and teacher as unit vectors in at least float32, with autocast off."""
+def _rows(views: Mapping[str, Tensor]) -> list[Tensor]:
+    """Rows `(N, F)` of both views of student and teacher, in at least float32 with autocast off."""
     rows = [float_rows(view, name) for name, view in views.items()]
     if len({row.shape for row in rows}) != 1:
         shapes = ", ".join(f"{name} {tuple(row.shape)}" for name, row in views.items())
         raise ValueError(f"Both views of student and teacher have to be one shape, got {shapes}.")
-    if centre:
-        rows = [row - mean for pair in (rows[:2], rows[2:]) for mean in [_mean_row(*pair)] for row in pair]
-    return [F.normalize(row, dim=1) for row in rows]
+    return rows
 
 
 def _mean_row(view_1: Tensor, view_2: Tensor) -> Tensor:

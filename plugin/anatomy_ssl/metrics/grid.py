@@ -29,7 +29,7 @@ class GridQuality(Metric):
     Sums are added up over the processes, so that every image counts once.
 
     Args:
-        centre: take the mean of a batch's local embeddings, both views, out of them first, as the loss does that is
+        centre: take the mean of an image's local embeddings, both views, out of them first, as the loss does that is
             given `centre` (`losses.LocalConsistencyLoss`). Tokens are never centred.
         output_transform: from the engine's output to the network's outputs and the targets.
         **kwargs: further arguments of ignite's metrics.
@@ -61,7 +61,7 @@ class GridQuality(Metric):
             if f"{name}_1" in pred:
                 views = torch.stack([pred[f"{name}_1"], pred[f"{name}_2"]]).float()  # (2, N, T, F)
                 if self.centre and kind == "local":
-                    views = views - views.flatten(0, 2).mean(dim=0)
+                    views = views - views.mean(dim=(0, 2), keepdim=True)
                 same, others = _cosines(views[0], views[1], target["match"], target["ordered"])
                 self._add(f"{kind}_same", same)
                 self._add(f"{kind}_others", others)
