@@ -29,7 +29,7 @@ CONFIG = Path(__file__).parents[1] / "bundles" / "peac" / "configs" / "pretrain.
 GRID, CELL, SLACK = 14, 32, 4
 VIEW, SIDE = GRID * CELL, (GRID + SLACK + 1) * CELL
 MEAN, STD = 0.5056, 0.252
-CURVE_POINTS = 100_000
+CURVE_POINTS = 1_000
 WARM_UP = 3  # steps, until the loader's processes have started
 SMALL_ENCODER = {
     "_target_": "anatomy_ssl.networks.SwinEncoder",
@@ -82,7 +82,7 @@ def plain_shuffle(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 def plain_curve(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """A Bezier curve of the intensities, by interpolation between its points (as many as Models Genesis takes)."""
+    """A Bezier curve of the intensities, by interpolation between its points."""
     if random.random() >= 0.9:
         return image
     t = np.linspace(0, 1, CURVE_POINTS)[:, None]

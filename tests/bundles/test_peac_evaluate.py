@@ -52,6 +52,7 @@ def test_evaluation_stands_beside_random_networks(trained: tuple[Path, Path], tm
     assert [row["network"] for row in table] == ["trained", "random, mean of 3", "random, sd of 3"]
     assert {"order_accuracy", "order_times_chance", "token_gap", "local_gap", "token_spread"} <= table[0].keys()
     assert rows(tmp_path / "b" / "evaluation.csv")[0] == table[0]
+    assert float(table[2]["token_gap"]) > 0, "the random networks share one encoder"
 
 
 def test_probe_stands_beside_random_encoders(trained: tuple[Path, Path], tmp_path: Path) -> None:

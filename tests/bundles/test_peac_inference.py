@@ -129,6 +129,15 @@ def test_one_row_for_each_image(results: tuple[dict[str, dict[str, str]], Path, 
         assert row["image"] == str(folder / name)
 
 
+def test_single_file_may_be_named_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path that is relative to the current folder."""
+    Image.fromarray(planted()).save(tmp_path / "grey.png")
+    monkeypatch.chdir(tmp_path)
+    (row,) = infer(Path("grey.png"), tmp_path / "out", heat_maps="bright")
+    assert row["image"] == str(tmp_path / "grey.png")
+    assert (tmp_path / "out" / "grey_bright.png").is_file()
+
+
 @pytest.mark.parametrize("name", STORED)
 def test_probabilities_do_not_depend_on_storage(
     name: str, results: tuple[dict[str, dict[str, str]], Path, Path]

@@ -105,6 +105,18 @@ def test_radiographs_of_one_series_are_images_of_their_own(tmp_path):
     assert subjects(tmp_path) == expected
 
 
+def test_one_patient_id_for_all_is_pointed_out(tmp_path, caplog):
+    """Anonymised radiographs would all be one patient without a word."""
+    for number in range(3):
+        write_series(tmp_path, f"1.2.{number}", 1, "ANON", modality="DX")
+    assert set(subjects(tmp_path).values()) == {"ANON"}
+    assert "all DICOM images bear the PatientID 'ANON'" in caplog.text
+    caplog.clear()
+    write_series(tmp_path, "1.2.3", 1, "P2", modality="DX")
+    assert set(subjects(tmp_path).values()) == {"ANON", "P2"}
+    assert not caplog.text
+
+
 def test_several_series_are_listed_as_files_in_spatial_order(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     write_series(tmp_path, "1.2.3", 3, "P1")

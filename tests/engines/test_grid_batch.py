@@ -96,3 +96,10 @@ def test_probability() -> None:
     assert PrepareGridViews(GRID, order_prob=0.0)(given)[1]["ordered"].all()
     with pytest.raises(ValueError, match="probability"):
         PrepareGridViews(GRID, order_prob=2.0)
+
+
+def test_other_views_of_the_same_patients_are_distorted_otherwise() -> None:
+    """Repeats in an evaluation would else shuffle the same images in the same order."""
+    given, fixed = batch(8), PrepareGridViews(GRID, seed=3)
+    moved = {**given, "cell_1": given["cell_1"] + 1}
+    assert not torch.equal(fixed(given)[1]["target_order"], fixed(moved)[1]["target_order"])

@@ -88,3 +88,24 @@ def test_embedding_is_the_mean_token_and_keeps_the_mode() -> None:
     expected = encoder(batch["image"]).flatten(2).mean(dim=2)
     np.testing.assert_allclose(features.values, expected.detach().numpy(), rtol=1e-6)
     assert encoder.training
+
+
+def rare(positive: int, count: int = 40) -> list[dict[str, Any]]:
+    """One batch of which the first images have the label, which shows faintly in them."""
+    label = (torch.arange(count) < positive).float()[:, None]
+    noise = torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    return [
+        {"image": noise + 0.2 * label[:, :, None, None], "label": label, "subject": [f"p{i}" for i in range(count)]}
+    ]
+
+
+def test_rare_label_is_judged_by_the_folds_that_have_it(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """Three patients cannot be in five folds: the others must not turn every choice into NaN."""
+    probe(tmp_path, train_loader=rare(3), test_loader=rare(20), labels=["faint"], folds=5).run()
+    assert not [w for w in recwarn if "non-finite" in str(w.message) or "not defined" in str(w.message)]
+
+
+def test_label_of_one_patient_is_refused(tmp_path: Path) -> None:
+    """Without it in both parts of any fold nothing could be chosen."""
+    with pytest.raises(ValueError, match=r"too few training patients have label 'faint'.*leave it out"):
+        probe(tmp_path, train_loader=rare(1), test_loader=rare(20), labels=["faint"]).run()

@@ -76,9 +76,8 @@ def scan_folder(
     folder with one DICOM series is listed as the folder, each of several series as the list of its files in spatial
     order, and each DICOM radiograph by itself; localizers, single slices of volumes and objects that are no images
     (SEG, RTSTRUCT, ...) are skipped and logged. PNG and JPEG radiographs are listed where there is nothing else, or
-    where `pattern` asks for them. Hidden files
-    and, without `pattern`, files that by their names are segmentations (`p1_seg.nii.gz`, `labelsTr/...`) are skipped;
-    the latter are counted in the log.
+    where `pattern` asks for them. Hidden files and, without `pattern`, files that by their names are segmentations
+    (`p1_seg.nii.gz`, `labelsTr/...`) are skipped; the latter are counted in the log.
 
     The patient's name is, in this order: what `subject_pattern` finds; the DICOM PatientID; a BIDS folder `sub-...`
     on the path; the folder `p1` of `p1/p1_t1.nii.gz` and `p1/p1_t2.nii.gz`; the file's name; where file names
@@ -252,10 +251,11 @@ def _name_subjects(found: Sequence[_Found], root: Path) -> list[str]:
             f"{origins[0]} and {origins[1]} in {root} both name the patient {subject!r}; "
             "give `subject` in the datalist or --subject_pattern."
         )
-    patients = {f.patient for f in found if f.is_series}
-    if len(patients) == 1 and len({f.path for f in found if f.is_series}) > 1:
+    dicom = [f for f in found if f.is_series or f.patient]  # radiographs are single files
+    patients = {f.patient for f in dicom}
+    if len(patients) == 1 and len({f.path for f in dicom}) > 1:
         _logger.warning(
-            "%s: all DICOM folders bear the PatientID %r; if they are several patients, give subject_pattern.",
+            "%s: all DICOM images bear the PatientID %r; if they are several patients, give subject_pattern.",
             *(root, patients.pop()),
         )
     return [n.subject for n in names]

@@ -42,8 +42,8 @@ class LabelProbe:
     """Fits logistic regressions on the training patients' embeddings and reports the AUC of held-out patients.
 
     An image's embedding is the mean of the encoder's tokens, standardised. The strength of regularisation is chosen for
-    each label by the AUC of patient-grouped folds within the training patients, of those with both classes; held-out ones choose
-    nothing.
+    each label by the AUC of patient-grouped folds within the training patients, those folds in which both classes are;
+    held-out patients choose nothing.
 
     Args:
         encoder: images -> tokens `(N, F, *grid)` or vectors `(N, F)`; its own weights are not used.
@@ -114,8 +114,8 @@ class LabelProbe:
         ]
         if not folds:
             raise ValueError(
-                f"too few training patients have label {name!r}, or lack it, to choose a regularisation by {self.folds} "
-                "folds: leave it out"
+                f"too few training patients have label {name!r}, or lack it, to choose a regularisation by "
+                f"{self.folds} folds: leave it out"
             )
         model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
         search = GridSearchCV(model, {"logisticregression__C": STRENGTHS}, scoring="roc_auc", cv=folds)

@@ -120,7 +120,7 @@ class LocalConsistencyLoss(nn.Module):
 
 
 def _rows(views: Mapping[str, Tensor]) -> list[Tensor]:
-    """Rows `(N, F)` of both views of student and teacher, in at least float32 with autocast off."""
+    """Rows `(N, F)` of both views of student and teacher, widened to float32 at least."""
     rows = [float_rows(view, name) for name, view in views.items()]
     if len({row.shape for row in rows}) != 1:
         shapes = ", ".join(f"{name} {tuple(row.shape)}" for name, row in views.items())

@@ -40,7 +40,7 @@ def permute_cells(x: torch.Tensor, order: torch.Tensor, grid_size: Sequence[int]
     axes = [0, *range(2, 2 + 2 * dims, 2), 1, *range(3, 3 + 2 * dims, 2)]
     apart = x.reshape(*x.shape[:2], *split).permute(axes)
     first = torch.arange(len(x), device=x.device)[:, None] * cells  # each image's first cell in the batch
-    moved = apart.reshape(len(x) * cells, -1).index_select(0, (order + first).flatten()).reshape(apart.shape)
+    moved = apart.flatten(0, dims).index_select(0, (order + first).flatten()).reshape(apart.shape)
     back = [axes.index(axis) for axis in range(len(axes))]
     return moved.permute(back).reshape(x.shape)
 

@@ -74,17 +74,20 @@ class RandCoarseDropout(nn.Module):
         start, stop = random_boxes(x, self.holes, low, high, generator)
         active = _uniform((len(x),), x, generator) < self.prob
         stop = torch.where(active[:, None, None], stop, start)  # crops that are left alone: no box, and none kept
-        dropped = _per_crop(keep & active, x) ^ box_mask(start, stop, x.shape[2:])[:, None]  # (N, 1, *roi)
+        kept = _per_crop(keep & active, x)
+        # (N, 1, *roi), 0 or 1: bytes, with which a CPU is much faster than with bools
+        dropped = box_mask(start, stop, x.shape[2:])[:, None].view(torch.uint8) ^ kept.view(torch.uint8)
         if self.fill_value is not None:
-            return x.masked_fill(dropped, self.fill_value)
+            return x.masked_fill(dropped.bool(), self.fill_value)
         space = tuple(range(1, x.ndim))
         smallest, largest = x.amin(space, keepdim=True), x.amax(space, keepdim=True)
         if x.dtype == torch.uint8:
-            noise = _random_bytes(x, generator).int().mul_((largest - smallest).int() + 1).bitwise_right_shift_(8)
-            noise = noise.to(torch.uint8).add_(smallest)
-        else:
-            noise = torch.lerp(smallest, largest, _uniform(x.shape, x, generator).to(x.dtype))
-        return torch.where(dropped, noise, x)
+            # only the second byte of the products counts, so 16 bits do; and bytes wrap around: the sum is exact
+            levels = (largest - smallest).short() + 1
+            noise = _random_bytes(x, generator).short().mul_(levels).bitwise_right_shift_(8).to(torch.uint8)
+            return noise.add_(smallest).sub_(x).mul_(dropped).add_(x)
+        noise = torch.lerp(smallest, largest, _uniform(x.shape, x, generator).to(x.dtype))
+        return torch.where(dropped.bool(), noise, x)
 
 
 class RandCoarseShuffle(nn.Module):
@@ -136,16 +139,23 @@ class RandCoarseShuffle(nn.Module):
         start, _ = random_boxes(x, self.holes, fixed, fixed, generator)  # (N, H, D)
         numbers = torch.arange(math.prod(x.shape[2:]), device=x.device).view(x.shape[2:])  # of the voxels
         corners = _flat_places(start, x.shape[2:])[:, :, None, None]  # (N, H, 1, 1)
-        active = _per_crop(_uniform((len(x),), x, generator) < self.prob, x)
+        active = (_uniform((len(x),), x, generator) < self.prob)[:, None, None]
         values = x.flatten(2).clone()  # (N, C, voxels)
         for hole, side in enumerate(sides.tolist()):
             inside = numbers[tuple(slice(n) for n in side)].flatten()  # (P,), from the box's corner
-            orders = (len(x) if self.min_size is None else 1, x.shape[1], len(inside))
-            order = inside[_uniform(orders, x, generator).argsort(dim=2)]
+            order = torch.where(active, inside[self._draw_order(x, len(inside), generator)], inside)
             corner = corners[:, hole]
             moved = values.gather(2, (corner + order).expand(-1, x.shape[1], -1))
             values.scatter_(2, (corner + inside).expand_as(moved), moved)
-        return torch.where(active, values.view(x.shape), x)
+        return values.view(x.shape)
+
+    def _draw_order(self, x: torch.Tensor, length: int, generator: torch.Generator | None) -> torch.Tensor:
+        """Orders of a box's voxels, `(N, C, length)`, or `(1, C, length)` that all crops share under `min_size`."""
+        if self.min_size is None:
+            return _uniform((*x.shape[:2], length), x, generator).argsort(dim=2)
+        device = x.device if generator is None else generator.device
+        orders = [torch.randperm(length, generator=generator, device=device) for _ in range(x.shape[1])]
+        return torch.stack(orders)[None].to(x.device, non_blocking=x.is_cuda)
 
     def _draw_sides(self, roi: Sequence[int], generator: torch.Generator | None) -> torch.Tensor:
         """Sides `(H, D)` of the boxes in voxels, int64, on the CPU: they are the shapes of the tensors to come."""
@@ -250,7 +260,7 @@ def box_mask(start: torch.Tensor, stop: torch.Tensor, roi: Sequence[int]) -> tor
         plane = (plane[..., None] * line[:, :, None]).flatten(2)  # (N, H, all axes but the last)
     # number of boxes over each voxel; a product over holes and one mask per hole would take H times the memory
     boxes = torch.bmm(plane.mT, lines[-1])
-    return (boxes > 0).view(len(start), *roi)
+    return boxes.bool().view(len(start), *roi)
 
 
 def _flat_places(index: torch.Tensor, roi: Sequence[int]) -> torch.Tensor:
