@@ -176,7 +176,7 @@ def _dicom_series(folder: Path, names: Sequence[str], below: PurePosixPath) -> l
         series: list[list[str]] = [[str(folder / name)] for name in names]
     else:
         series = [list(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid)) for uid in ids]
-    found = []
+    found: list[_Found] = []
     reasons: dict[str, int] = defaultdict(int)
     for files in series:
         reason, patient, modality = _describe_series(files)
