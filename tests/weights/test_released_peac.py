@@ -184,10 +184,11 @@ def test_the_authors_swin_b(tmp_path: Path) -> None:
 
 def test_train_json_starts_from_it(tmp_path: Path) -> None:
     """The bundle's network, one channel, with the recipe compared; ViT's settings are those of docs/transfer.md."""
-    source = randomised(SwinEncoder(embed_dim=32, depths=[2, 2, 4], num_heads=[1, 2, 4]))
-    path = saved(training(theirs(to_timm(source.state_dict(), "original")), None), tmp_path / "c.pth")
     parser = ConfigParser()
     parser.read_config(ROOT / "bundles" / "peac" / "configs" / "train.json")
+    own = {name: value for name, value in parser["encoder"].items() if name != "_target_"}
+    source = randomised(SwinEncoder(**{**own, "spatial_dims": 2, "in_channels": 3}))
+    path = saved(training(theirs(to_timm(source.state_dict(), "original")), None), tmp_path / "c.pth")
     parser["pretrained"] = str(import_released(path, tmp_path / "encoder.pt", "peac"))
     encoder = parser.get_parsed_content("network_def").encoder.backbone.eval()
     image = torch.randn(1, 1, 224, 224)
