@@ -15,7 +15,14 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("bundles/*/docs/README.md"))]
 # names of files that the reader makes up, that a command writes, or that another program has
 READERS_OWN = {"scans.json", "cases.json", "brats.json", "headneck.json", "datalist.json", "labelled.json"}
-READERS_OWN |= {"radiographs.json", "nnUNetResEncUNetMPlans.json", "dataset.json", "model_info.json", "feed.json", "cxr.json"}
+READERS_OWN |= {
+    "radiographs.json",
+    "nnUNetResEncUNetMPlans.json",
+    "dataset.json",
+    "model_info.json",
+    "feed.json",
+    "cxr.json",
+}
 
 
 def configs(text: str) -> Path:
