@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from anatomy_ssl.metrics.statistics import comparison_table, mean_sd, paired_t_test
+from anatomy_ssl.metrics.statistics import comparison_table, mean_sd, paired_t_test, random_rows
 from anatomy_ssl.metrics.tables import markdown_table, write_table
 
 A = [0.81, 0.83, 0.79, 0.90, 0.86]
@@ -86,3 +86,10 @@ def test_written_table(tmp_path: Path) -> None:
     assert [cell.strip() for cell in lines[0].split("|")[1:-1]] == ["method", "value", "n", "p"]
     assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == ["a", "0.333", "5", ""]
     assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == ["long name", "2.0e-07", "", "nan"]
+
+
+def test_random_rows_are_mean_and_sd() -> None:
+    rows = random_rows("method", [{"auc": 0.4, "r2": 1.0}, {"auc": 0.6, "r2": 1.0}])
+    assert [row["method"] for row in rows] == ["random, mean of 2", "random, sd of 2"]
+    assert rows[0]["auc"] == pytest.approx(0.5)
+    assert rows[1] == {"method": "random, sd of 2", "auc": pytest.approx(0.2 / math.sqrt(2)), "r2": 0.0}

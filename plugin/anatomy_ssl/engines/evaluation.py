@@ -13,7 +13,7 @@ from anatomy_ssl.data.embeddings import Embeddings
 from anatomy_ssl.engines.embedding import embed_crops, load_encoders
 from anatomy_ssl.figures.draw import draw_figures
 from anatomy_ssl.metrics.position import position_table
-from anatomy_ssl.metrics.statistics import mean_sd
+from anatomy_ssl.metrics.statistics import random_rows
 from anatomy_ssl.metrics.tables import markdown_table, write_table
 
 logger = logging.getLogger(__name__)
@@ -60,9 +60,7 @@ class PositionEvaluation:
         """Write `evaluation.csv` and `.md`, embeddings and figures; return the rows of the table."""
         rows = [{"encoder": name, **self._evaluate(encoder, name)} for name, encoder in self.encoders.items()]
         random = [self._evaluate(net, f"random_{i}") for i, net in enumerate(self.random_encoders)]
-        for label, part in (("mean", 0), ("sd", 1)):
-            summary = {key: mean_sd([row[key] for row in random])[part] for key in random[0]}
-            rows.append({"encoder": f"random, {label} of {len(random)}", **summary})
+        rows += random_rows("encoder", random)
         path = write_table(self.output_dir / "evaluation.csv", rows)
         logger.info("held-out patients, %s:\n%s", path, markdown_table(rows))
         if self.figures:

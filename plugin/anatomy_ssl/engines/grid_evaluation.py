@@ -14,7 +14,7 @@ from monai.engines import SupervisedEvaluator
 from torch import nn
 
 from anatomy_ssl.metrics.grid import GridQuality
-from anatomy_ssl.metrics.statistics import mean_sd
+from anatomy_ssl.metrics.statistics import random_rows
 from anatomy_ssl.metrics.tables import markdown_table, write_table
 from anatomy_ssl.weights import load_pretrained
 
@@ -68,9 +68,7 @@ class GridEvaluation:
         """Write the table; return its rows."""
         rows = [{"network": name, **self._evaluate(network)} for name, network in self.networks.items()]
         random = [self._evaluate(network) for network in self.random_networks]
-        for label, part in (("mean", 0), ("sd", 1)):
-            summary = {key: mean_sd([row[key] for row in random])[part] for key in random[0]}
-            rows.append({"network": f"random, {label} of {len(random)}", **summary})
+        rows += random_rows("network", random)
         path = write_table(self.output_dir / "evaluation.csv", rows)
         logger.info("held-out patients, %s:\n%s", path, markdown_table(rows))
         return rows

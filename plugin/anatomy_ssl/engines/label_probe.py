@@ -20,7 +20,7 @@ from torch import nn
 
 from anatomy_ssl.engines.embedding import load_encoders
 from anatomy_ssl.metrics.probe import patient_folds
-from anatomy_ssl.metrics.statistics import mean_sd
+from anatomy_ssl.metrics.statistics import random_rows
 from anatomy_ssl.metrics.tables import markdown_table, write_table
 
 __all__ = ["LabelProbe"]
@@ -87,9 +87,7 @@ class LabelProbe:
         """Write the table of AUCs; return its rows."""
         rows = [{"encoder": name, **self._probe(encoder)} for name, encoder in self.encoders.items()]
         random = [self._probe(encoder) for encoder in self.random_encoders]
-        for label, part in (("mean", 0), ("sd", 1)):
-            summary = {key: mean_sd([row[key] for row in random])[part] for key in random[0]}
-            rows.append({"encoder": f"random, {label} of {len(random)}", **summary})
+        rows += random_rows("encoder", random)
         path = write_table(self.output_dir / "probe.csv", rows)
         logger.info("AUC of held-out patients, %s:\n%s", path, markdown_table(rows))
         return rows

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,15 +10,14 @@ from typing import Any
 import numpy as np
 from sklearn.preprocessing import normalize
 
-from anatomy_ssl.data.atomic import atomic_write
 from anatomy_ssl.data.tokens import TokenMap
 from anatomy_ssl.engines.encoded import EncodedImages, errors_told
 from anatomy_ssl.figures.correspondence import correspondence_figure
 from anatomy_ssl.figures.tokens import landmark_tsne
 from anatomy_ssl.metrics.clusters import landmark_scores
 from anatomy_ssl.metrics.correspondence import landmark_errors, match, refined, summarise, tokens_at
-from anatomy_ssl.metrics.statistics import mean_sd
-from anatomy_ssl.metrics.tables import markdown_table, write_table
+from anatomy_ssl.metrics.statistics import random_rows
+from anatomy_ssl.metrics.tables import markdown_table, write_csv, write_table
 
 __all__ = ["CorrespondenceTest", "LandmarkTest", "method_table"]
 
@@ -88,7 +85,7 @@ class CorrespondenceTest:
         rows["copied coordinates"] = landmark_errors(maps["trained"], marks, self.refine, copying=True)
         if not rows["trained"]:
             raise ValueError("no two patients have a landmark in common: give the landmarks of more images")
-        _write_csv(
+        write_csv(
             self.output_dir / "correspondence.csv",
             [{"method": name, **row} for name, found in rows.items() for row in found],
         )
@@ -128,7 +125,7 @@ class CorrespondenceTest:
             for name, start, point in zip(names, query, points):
                 place = {"row": start[0], "column": start[1], "found_row": point[0], "found_column": point[1]}
                 rows.append({"point": name, "image": item["source"], "subject": item["subject"], **place})
-        _write_csv(self.output_dir / "matches.csv", rows)
+        write_csv(self.output_dir / "matches.csv", rows)
         path = self.output_dir / "correspondence.png"
         named = {"trained": found["trained"], "random": found["random_0"]}
         pictures = [self.images.picture(i) for i in chosen]
@@ -196,17 +193,4 @@ def method_table(scores: Mapping[str, Mapping[str, float]]) -> Rows:
     """One row for each method; the random encoders as mean and sd."""
     random = [values for name, values in scores.items() if name.startswith("random_")]
     rows: Rows = [{"method": name, **scores[name]} for name in scores if not name.startswith("random_")]
-    for label, part in (("mean", 0), ("sd", 1)):
-        summary = {key: mean_sd([values[key] for values in random])[part] for key in random[0]}
-        rows.append({"method": f"random, {label} of {len(random)}", **summary})
-    return rows
-
-
-def _write_csv(path: Path, rows: Rows) -> None:
-    """Write long tables, of which nobody wants Markdown."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
+    return rows + random_rows("method", random)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,8 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 
-from anatomy_ssl.data.atomic import atomic_write
 from anatomy_ssl.metrics.auc import auc_per_label, bootstrap_auc, probabilities
-from anatomy_ssl.metrics.tables import markdown_table
+from anatomy_ssl.metrics.tables import markdown_table, write_csv
 
 __all__ = ["ClassifierTables"]
 
@@ -74,9 +71,9 @@ class ClassifierTables:
     def write(self, engine: Engine) -> None:
         """Write both tables."""
         scores, labels = np.stack(self.scores).astype(float), np.stack(self.labels).astype(float)
-        _write_csv(self.output_dir / "predictions.csv", self._predictions(scores, labels))
+        write_csv(self.output_dir / "predictions.csv", self._predictions(scores, labels))
         rows = self._auc(scores, labels)
-        _write_csv(self.output_dir / "auc.csv", rows)
+        write_csv(self.output_dir / "auc.csv", rows)
         logger.info("%d images, %s:\n%s", len(scores), self.output_dir / "auc.csv", markdown_table(rows))
 
     def _predictions(self, scores: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
@@ -99,13 +96,3 @@ class ClassifierTables:
             {"label": name, "auc": float(value), "ci_low": float(low), "ci_high": float(high), **count}
             for name, value, (low, high), count in zip([*self.names, "mean"], means, bounds, [*counts, {}])
         ]
-
-
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Whole or not at all."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode())

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from nibabel.affines import apply_affine
 
 from anatomy_ssl.data.tokens import TokenMap
-from anatomy_ssl.metrics.statistics import mean_sd, paired_t_test
+from anatomy_ssl.metrics.statistics import paired_t_test, random_rows
 
 __all__ = [
     "Errors",
@@ -151,10 +151,8 @@ def summarise(rows: Mapping[str, Sequence[Mapping[str, Any]]], pairs: str = "all
     for name in rows:
         if name not in random:
             table.append({"pairs": pairs, "method": name, "n": len(rows[name]), **_medians(rows[name])})
-    values = [_medians(rows[name]) for name in random]
-    for label, part in (("mean", 0), ("sd", 1)) if values else ():
-        summary = {key: mean_sd([value[key] for value in values])[part] for key in values[0]}
-        table.append({"pairs": pairs, "method": f"random, {label} of {len(random)}", **summary})
+    if random:
+        table += [{"pairs": pairs, **row} for row in random_rows("method", [_medians(rows[name]) for name in random])]
     patients = {name: _per_patient(rows[name]) for name in rows}
     baselines = {name: patients[name] for name in others if name not in random}
     if random:

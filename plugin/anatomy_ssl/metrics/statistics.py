@@ -17,6 +17,20 @@ def mean_sd(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
     return mean, float(defined.std(ddof=1)) if len(defined) > 1 else float("nan")
 
 
+def random_rows(column: str, results: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
+    """Two rows of a table, mean and sd over random networks: the baseline that stands beside every trained one.
+
+    Args:
+        column: of the table that names the methods.
+        results: metric -> value of each random network.
+    """
+    return [
+        {column: f"random, {name} of {len(results)}"}
+        | {key: mean_sd([values[key] for values in results])[part] for key in results[0]}
+        for part, name in enumerate(("mean", "sd"))
+    ]
+
+
 def paired_t_test(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> dict[str, float]:
     """Two-sided paired t-test of two methods on the same folds.
 

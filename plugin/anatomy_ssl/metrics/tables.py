@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from anatomy_ssl.data.atomic import atomic_write
 
 
 def write_table(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]], digits: int = 3) -> Path:
@@ -21,13 +24,20 @@ def write_table(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]],
     Returns:
         the path of the CSV file.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, _columns(rows))
-        writer.writeheader()
-        writer.writerows(rows)
+    path = write_csv(path, rows)
     path.with_suffix(".md").write_text(markdown_table(rows, digits), encoding="utf-8")
+    return path
+
+
+def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write the rows to a CSV file in full precision, whole or not at all; returns its path."""
+    path, text = Path(path), io.StringIO(newline="")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = csv.DictWriter(text, _columns(rows))
+    writer.writeheader()
+    writer.writerows(rows)
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())
     return path
 
 
