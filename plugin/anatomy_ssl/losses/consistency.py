@@ -59,7 +59,8 @@ class LocalConsistencyLoss(nn.Module):
 
     Nothing in this loss holds the embeddings of different cells apart: its minimum is one embedding for all. `centre`
     subtracts the mean of an image's embeddings (both views; the student's own and the teacher's own) before they become
-    unit vectors, so that what the cells of an image share, which is the global loss's matter, cannot lower the loss.
+    unit vectors: what the cells of an image share is the global loss's matter. It delays a collapse but does not rule
+    it out: a few long embeddings can carry the mean (docs/results.md). Watch `local_gap` of `metrics.GridQuality`.
 
     Args:
         reduction: "pairs", or "images" for the paper's.
