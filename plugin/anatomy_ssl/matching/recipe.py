@@ -17,6 +17,7 @@ from monai.transforms import (
 
 from anatomy_ssl.networks.anatomical_embedding import AnatomicalEmbedding
 from anatomy_ssl.transforms.load import LoadVolumed
+from anatomy_ssl.transforms.radiographs import ResizeToCoverd
 from anatomy_ssl.transforms.units import CheckHounsfieldd
 
 __all__ = ["EmbeddingRecipe"]
@@ -30,7 +31,9 @@ class EmbeddingRecipe:
         network: arguments of `AnatomicalEmbedding` beyond `spatial_dims` and `in_channels`.
         spatial_dims: 2 or 3.
         channels: of the images.
-        spacing: mm between samples, along the axes R, A, S; None keeps the images' own pixels (radiographs).
+        spacing: mm between samples, along the axes R, A, S; None keeps the images' own pixels.
+        image_size: pixels that images are scaled to just cover, proportions kept, where `spacing` is None (radiographs,
+            whose files seldom say how large a pixel is).
         window: intensities that become -1 and 1, in the images' units (HU for CT); beyond them is clipped. None takes
             `percentiles`.
         percentiles: of an image's own intensities that become -1 and 1, where there is no `window` (MR, radiographs).
@@ -46,22 +49,25 @@ class EmbeddingRecipe:
     spatial_dims: int = 3
     channels: int = 1
     spacing: tuple[float, ...] | None = (2.0, 2.0, 2.0)
+    image_size: tuple[int, ...] | None = None
     window: tuple[float, float] | None = (-1000.0, 1000.0)
     percentiles: tuple[float, float] | None = None
     units: str = "raise"
     patch_size: tuple[int, ...] = (96, 96, 96)
 
     def __post_init__(self) -> None:
-        for name in ("spacing", "window", "percentiles", "patch_size"):
+        for name in ("spacing", "image_size", "window", "percentiles", "patch_size"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else tuple(value))
         if (self.window is None) == (self.percentiles is None):
             raise ValueError(f"give one of window {self.window} and percentiles {self.percentiles}, not both or neither")
-        sizes: Sequence[Sequence[float] | None] = (self.spacing, self.patch_size)
+        if self.spacing is not None and self.image_size is not None:
+            raise ValueError(f"spacing {self.spacing} fixes the size of an image: give no image_size {self.image_size}")
+        sizes: Sequence[Sequence[float] | None] = (self.spacing, self.image_size, self.patch_size)
         if any(size is not None and len(size) != self.spatial_dims for size in sizes):
             raise ValueError(
-                f"spacing {self.spacing} and patch_size {self.patch_size} need one value for each of "
-                f"{self.spatial_dims} axes"
+                f"spacing {self.spacing}, image_size {self.image_size} and patch_size {self.patch_size} need one value for "
+                f"each of {self.spatial_dims} axes"
             )
 
     @classmethod
@@ -86,16 +92,16 @@ class EmbeddingRecipe:
 
     def preparation(self, keys: str = "image") -> list[Callable[..., Any]]:
         """Transforms from a file to what the network sees: axes R, A, S whatever the storage, one spacing, -1 to 1."""
-        axcodes = "RAS"[: self.spatial_dims]
-        steps: list[Transform] = [
-            LoadVolumed(keys, spatial_dims=self.spatial_dims, channels=self.channels),
-            Orientationd(keys, axcodes=axcodes, labels=None),
-        ]
+        steps: list[Transform] = [LoadVolumed(keys, spatial_dims=self.spatial_dims, channels=self.channels)]
+        if self.window is not None:
+            steps.append(CheckHounsfieldd(keys, mode=self.units))
+        steps.append(Orientationd(keys, axcodes="RAS"[: self.spatial_dims], labels=None))
+        if self.image_size is not None:
+            steps.append(ResizeToCoverd(keys, spatial_size=self.image_size, crop=False))
         if self.spacing is not None:
             steps.append(Spacingd(keys, pixdim=self.spacing, diagonal=True, dtype=torch.float32))
         if self.window is not None:
             low, high = self.window
-            steps.insert(1, CheckHounsfieldd(keys, mode=self.units))
             steps.append(ScaleIntensityRanged(keys, a_min=low, a_max=high, b_min=-1, b_max=1, clip=True))
         elif self.percentiles is not None:
             low, high = self.percentiles
