@@ -121,21 +121,28 @@ def inspect(path: str) -> None:
 
 
 def import_released(
-    source: str, output: str, method: str, which: str | None = None, channels: int | None = None
+    source: str,
+    output: str,
+    method: str,
+    which: str | None = None,
+    channels: int | None = None,
+    position_embedding: str | None = None,
 ) -> None:
     """Write an encoder file from a checkpoint that a method's authors released.
 
     Args:
         source: the authors' file.
         output: file to write.
-        method: isimed, peac, or timm for a Swin or ViT of any origin in timm's layout.
+        method: isimed, peac, alice, or timm for a Swin or ViT of any origin in timm's layout.
         which: teacher or student, of files with both; the teacher by default.
         channels: of your images, 1 sums the weights of equal channels; by default 1 for peac, the file's for timm.
+        position_embedding: of alice, file with the tensor that is not in the authors' file; zeros by default.
     """
     from anatomy_ssl.weights import import_released as convert
 
     number = None if channels is None else int(channels)
-    print(f"wrote {convert(str(source), str(output), str(method), which, number)}")
+    positions = None if position_embedding is None else str(position_embedding)
+    print(f"wrote {convert(str(source), str(output), str(method), which, number, positions)}")
 
 
 def export_timm(encoder: str, output: str, layout: str = "timm") -> None:
@@ -249,6 +256,103 @@ def export_nnunet(
     print(f"wrote {output}: the encoder from {encoder} ({report.loaded} tensors), a random decoder, no class layers")
 
 
+def match(
+    source: str,
+    target: str,
+    *,
+    points: str,
+    output: str,
+    matcher: str = "embedding",
+    embedding: str | None = None,
+    store: str | None = None,
+    round_trip: bool = False,
+    pictures: int | None = None,
+    similarity: bool = False,
+    device: str = "cpu",
+    **options: Any,
+) -> None:
+    """Find points of one scan in another: matches.csv, matches.mrk.json for 3D Slicer, and pictures (docs/matching.md).
+
+    Args:
+        source: scan that the points lie in, a file or the folder of a DICOM series.
+        target: scan that they are looked for in.
+        points: CSV with the columns x, y, z in world mm (RAS+), and name; or markups of 3D Slicer (.mrk.json).
+        output: folder to write.
+        matcher: embedding, registration or world; or a YAML file with one, such as
+            bundles/alice/configs/matcher_position.yaml.
+        embedding: embedding.pt, for the embedding matcher.
+        store: folder where embeddings of volumes, or registrations, are kept.
+        round_trip: match back too, and say how far from the query that leads.
+        pictures: how many of the points are drawn; the first 3 by default.
+        similarity: draw where else in the target they would fit.
+        device: where networks run.
+        options: keys of the YAML file, or arguments of the matcher.
+    """
+    from anatomy_ssl.engines.point_matching import match_points
+    from anatomy_ssl.handlers import switch
+    from anatomy_ssl.matching import build_matcher
+
+    found = build_matcher(str(matcher), embedding, store, str(device), **options)
+    checks = {"check_round_trip": switch(round_trip), "similarity": switch(similarity)}
+    number = None if pictures is None else int(pictures)
+    for path in match_points(found, str(source), str(target), str(points), str(output), pictures=number, **checks):
+        print(f"wrote {path}")
+
+
+def landmarks(
+    datalist: str,
+    *,
+    output: str,
+    matcher: str = "embedding",
+    embedding: str | None = None,
+    store: str | None = None,
+    landmarks: str | None = None,
+    labels: dict[str, int] | None = None,
+    split: str = "all",
+    pairs: Any = "all",
+    seed: int = 0,
+    round_trip: bool = True,
+    within: float = 10.0,
+    round_trip_within: float = 4.0,
+    device: str = "cpu",
+    **options: Any,
+) -> None:
+    """How far from the truth a matcher finds known landmarks of one patient in another (docs/matching.md).
+
+    Args:
+        datalist: JSON of images; their own `landmarks` count where neither --landmarks nor --labels is given.
+        output: folder for landmarks.csv and landmarks_table.csv and .md.
+        matcher: see `match`, also for embedding, store and device.
+        embedding: embedding.pt.
+        store: folder for embeddings or registrations.
+        landmarks: CSV with the columns subject, landmark, x, y, z (world mm), in_field.
+        labels: "{name: value, ...}" of the label maps, whose centroids are the landmarks.
+        split: of the datalist, or all.
+        pairs: all, next (each with the following one), or how many to draw.
+        seed: of that draw.
+        round_trip: match back too, at twice the cost.
+        within: mm up to which a match counts as right.
+        round_trip_within: mm from the query up to which a match leads back.
+        device: where networks run.
+        options: keys of the YAML file, or arguments of the matcher.
+    """
+    from anatomy_ssl.data import load_datalist
+    from anatomy_ssl.engines import landmarks as engine
+    from anatomy_ssl.handlers import switch
+    from anatomy_ssl.matching import build_matcher
+
+    if labels is not None and not isinstance(labels, dict):
+        raise ValueError(f'labels is "{{name: value, ...}}", such as "{{heart: 6, liver: 11}}", not {labels!r}')
+    found = build_matcher(str(matcher), embedding, store, str(device), **options)
+    items = load_datalist(datalist, str(split), keys=("image", "label") if labels else ("image",))
+    marks = engine.landmarks_of(items, landmarks, labels)
+    chosen = engine.choose_pairs([str(item["subject"]) for item in items], pairs, int(seed))
+    rows = list(engine.evaluate_landmarks(found, items, marks, chosen, switch(round_trip)))
+    path = engine.write_landmarks(str(output), rows, float(within), float(round_trip_within), int(seed))
+    print(path.with_suffix(".md").read_text(encoding="utf-8"))
+    print(f"wrote {path}")
+
+
 COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "phantom": phantom,
     "datalist": datalist,
@@ -259,6 +363,8 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "export": export,
     "inspect": inspect,
     "import-released": import_released,
+    "match": match,
+    "landmarks": landmarks,
     "zoo": {"verify": zoo_verify, "pack": zoo_pack, "push": zoo_push},
 }
 

@@ -3,6 +3,7 @@
 from .datalist import load_datalist, split_patients, write_datalist
 from .dataset import ScanDataset, subject_ids
 from .embeddings import Embeddings
+from .pairs import PairDataset
 from .reading import BadImageError, SimpleITKReader, read_image
 from .sampler import EpochSampler
 from .splits import label_subset
@@ -11,6 +12,7 @@ __all__ = [
     "BadImageError",
     "Embeddings",
     "EpochSampler",
+    "PairDataset",
     "ScanDataset",
     "SimpleITKReader",
     "label_subset",

@@ -1,5 +1,6 @@
 """Batch preparation and what MONAI's trainers and evaluators lack."""
 
+from .bundle_file import bundle_config
 from .cosegmentation import CosegmentationTest
 from .dense import GridEmbeddingInferer
 from .embedding import embed_crops
@@ -9,12 +10,15 @@ from .grid_batch import PrepareGridViews
 from .grid_evaluation import GridEvaluation
 from .heat_map import ClassActivationInferer
 from .label_probe import LabelProbe
-from .parameters import layerwise_parameters
+from .pair_batch import PreparePairs
+from .parameters import decayed_parameters, layerwise_parameters
+from .patch_batch import PreparePatches
 from .prepare_batch import PrepareViews
 from .probe import LesionProbe
 from .ten_crop import TenCropInferer
 from .tokens import TokenExtraction, TokenInferer
 from .visual import CorrespondenceTest, LandmarkTest
+from .volume_embedding import ensure_embedding, prepare_embeddings
 
 __all__ = [
     "ClassActivationInferer",
@@ -28,10 +32,16 @@ __all__ = [
     "LesionProbe",
     "PositionEvaluation",
     "PrepareGridViews",
+    "PreparePairs",
+    "PreparePatches",
     "PrepareViews",
     "TenCropInferer",
     "TokenExtraction",
     "TokenInferer",
+    "bundle_config",
+    "decayed_parameters",
     "embed_crops",
+    "ensure_embedding",
     "layerwise_parameters",
+    "prepare_embeddings",
 ]

@@ -1,10 +1,12 @@
 """What is computed on embeddings: position, collapse, probes and their statistics."""
 
+from anatomy_ssl.metrics.alignment import AlignmentQuality
 from anatomy_ssl.metrics.auc import MultiLabelAUC, auc_per_label, bootstrap_auc, probabilities
 from anatomy_ssl.metrics.classes import ClassMean
 from anatomy_ssl.metrics.collapse import rankme, spread
 from anatomy_ssl.metrics.dice import ClassDice
 from anatomy_ssl.metrics.grid import GridQuality
+from anatomy_ssl.metrics.points import PointError
 from anatomy_ssl.metrics.position import (
     cross_fitted_position_scores,
     fit_position,
@@ -22,11 +24,13 @@ from anatomy_ssl.metrics.statistics import comparison_table, mean_sd, paired_t_t
 from anatomy_ssl.metrics.tables import markdown_table, write_table
 
 __all__ = [
+    "AlignmentQuality",
     "ClassDice",
     "ClassMean",
     "EmbeddingQuality",
     "GridQuality",
     "MultiLabelAUC",
+    "PointError",
     "auc_per_label",
     "bootstrap_auc",
     "comparison_table",

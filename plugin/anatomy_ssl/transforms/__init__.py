@@ -1,5 +1,6 @@
 """Image to views that know where they are in millimetres."""
 
+from .block_mask import block_mask
 from .cells import RandBezierIntensity, permute_cells
 from .crops import CropPositiond, RandPhysicalCropsd, crops_at
 from .distortions import RandCoarseDropout, RandCoarseShuffle, RandomViews
@@ -9,13 +10,17 @@ from .heat_map import ClassProbabilitiesd, HeatMapd, SaveHeatMapsd
 from .labels import CheckCoveraged, ClassIndexd, LabelPresenced, LabelVolumed
 from .load import LoadVolumed
 from .masks import StructureMasksd, mask_keys
+from .overlapping_patches import RandOverlappingPatchesd
+from .padded_crops import padded_crops_at
 from .pixels import PixelFramed
 from .points import AnatomicalOrigind, ForegroundPointsd, LabelPointsd
 from .radiographs import DicomWindowd, GreyScaled, ResizeToCoverd
+from .units import CheckHounsfieldd
 
 __all__ = [
     "AnatomicalOrigind",
     "CheckCoveraged",
+    "CheckHounsfieldd",
     "ClassIndexd",
     "ClassProbabilitiesd",
     "CropPositiond",
@@ -33,13 +38,16 @@ __all__ = [
     "RandCoarseDropout",
     "RandCoarseShuffle",
     "RandGridViewsd",
+    "RandOverlappingPatchesd",
     "RandPhysicalCropsd",
     "RandomViews",
     "ResizeToCoverd",
     "SaveHeatMapsd",
     "StructureMasksd",
+    "block_mask",
     "crops_at",
     "mask_keys",
     "match_cells",
+    "padded_crops_at",
     "permute_cells",
 ]
