@@ -1,4 +1,4 @@
-"""Layer-wise learning rates."""
+"""Layer-wise learning rates; weight decay where it belongs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import pytest
 from monai.networks.nets import DenseNet121, SwinUNETR, ViT
 from torch import nn
 
-from anatomy_ssl.engines.parameters import layerwise_parameters
+from anatomy_ssl.engines.parameters import decayed_parameters, layerwise_parameters
+from anatomy_ssl.networks.distillation_head import DistillationHead
 from anatomy_ssl.networks.heads import EncoderWithClassifier
 
 
@@ -74,3 +75,25 @@ def test_no_decay_is_one_group() -> None:
 def test_refuses(decay: float, module: str, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         layerwise_parameters(nn.Linear(2, 2), 0.1, decay, module)
+
+
+def test_matrices_and_kernels_decay_and_nothing_else() -> None:
+    """Of a SwinUNETR with a head: no bias, norm, bias table or gain, and nothing that takes no gradient."""
+    swin = SwinUNETR(1, 1, feature_size=12, depths=(1, 1, 1, 1), window_size=4, spatial_dims=2, norm_name="batch")
+    network = nn.ModuleDict({"swin": swin, "head": DistillationHead(4, 4, 4, 4, train_gain=True)})
+    swin.out.requires_grad_(False)
+    decayed, free = decayed_parameters(network, 0.04)
+    names = {id(p): name for name, p in network.named_parameters()}
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.04, 0.0)
+    assert len(decayed["params"]) + len(free["params"]) == len(names) - 2
+    assert {names[id(p)].rsplit(".", 1)[1] for p in free["params"]} == {
+        "bias", "weight", "relative_position_bias_table", "original0"
+    }  # fmt: skip
+    assert {names[id(p)].rsplit(".", 1)[1] for p in decayed["params"]} == {"weight", "original1"}
+    assert all(p.ndim == 1 for p in free["params"] if names[id(p)].endswith((".weight", ".bias")))
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, -0.1])
+def test_groups_without_decay_are_refused(weight_decay: float) -> None:
+    with pytest.raises(ValueError, match="must be positive"):
+        decayed_parameters(nn.Linear(2, 2), weight_decay)

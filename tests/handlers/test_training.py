@@ -97,7 +97,22 @@ def test_gradients_are_clipped_to_the_norm_and_keep_their_direction(max_norm: fl
     assert torch.cosine_similarity(whole, clipped, dim=0) > 0.9999
 
 
-def test_scaled_gradients_are_clipped_in_their_true_size() -> None:
+def test_each_gradient_is_clipped_by_itself() -> None:
+    """Small ones stay, also beside large ones; what has no gradient is left out."""
+    parameters = [nn.Parameter(torch.zeros(shape)) for shape in ((3, 4), (5,), (2, 2), (1,), (6,))]
+    rng = torch.Generator().manual_seed(0)
+    for parameter, norm in zip(parameters[:4], (0.2, 1.0, 30.0, 0.0)):
+        gradient = torch.randn(parameter.shape, generator=rng)
+        parameter.grad = norm * gradient / gradient.norm()
+    before = [p.grad.clone() for p in parameters[:4]]  # type: ignore[union-attr]
+    ClipGradients(parameters, 3.0, each=True)(SimpleNamespace(scaler=None))
+    for parameter, old in zip(parameters[:4], before):
+        torch.testing.assert_close(parameter.grad, old * min(1.0, 3 / max(1e-9, float(old.norm()))))
+    assert parameters[4].grad is None
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_scaled_gradients_are_clipped_in_their_true_size(each: bool) -> None:
     """Under gradient scaling they are made small again first, and once only."""
     network = nn.Linear(3, 1)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
@@ -106,20 +121,21 @@ def test_scaled_gradients_are_clipped_in_their_true_size() -> None:
     true = torch.autograd.grad(loss, list(network.parameters()), retain_graph=True)
     scaler.scale(loss).backward()
     before = state(network)
-    ClipGradients(network.parameters(), 0.5)(SimpleNamespace(scaler=scaler, optimizer=optimizer))
+    ClipGradients(network.parameters(), 0.5, each)(SimpleNamespace(scaler=scaler, optimizer=optimizer))
     scaler.step(optimizer)
     for old, new, gradient in zip(before, state(network), true):
         assert torch.allclose(old - new, gradient, atol=1e-7)
 
 
-def test_gradients_that_are_not_finite_stop_before_the_weights_change() -> None:
+@pytest.mark.parametrize("each", [False, True])
+def test_gradients_that_are_not_finite_stop_before_the_weights_change(each: bool) -> None:
     """A finite loss may have them; a scaler skips such steps by itself."""
     network = nn.Linear(2, 1)
     for parameter in network.parameters():
         parameter.grad = torch.full_like(parameter, torch.inf)
     engine = SimpleNamespace(scaler=None, state=SimpleNamespace(epoch=3, iteration=7))
     with pytest.raises(FloatingPointError, match="epoch 3, iteration 7"):
-        ClipGradients(network.parameters(), 1.0)(engine)
+        ClipGradients(network.parameters(), 1.0, each)(engine)
 
 
 def test_curves_show_the_mean_of_each_term_over_the_epoch() -> None:

@@ -13,8 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 from anatomy_ssl.losses import (
     BarlowTwinsLoss,
     CoordinateRegressionLoss,
+    DistillationLoss,
     GlobalConsistencyLoss,
     LocalConsistencyLoss,
+    MaskedReconstructionLoss,
     MultiLabelLoss,
     NTXentLoss,
     PhysicalDistanceLoss,
@@ -108,6 +110,33 @@ def _local_consistency(reduction: str, pairs_in_process_1: bool, centre: bool = 
     return case
 
 
+def _distillation(across: bool) -> Case:
+    """The second of two steps, which has the centre that the first has found in the whole batch."""
+
+    def case(model: nn.Module, rows: slice) -> Tensor:
+        view_1, view_2, _ = _batch()
+        one, two = model(torch.cat([view_1[rows], view_2[rows]])).chunk(2)
+        loss = DistillationLoss(3, 0.5, 0.3, across=across)
+        loss(one, two, two.cos(), one.sin())
+        return loss(one, two, two.cos(), one.sin())
+
+    return case
+
+
+def _masked(masked_in_process_1: bool) -> Case:
+    """Images of one pixel a channel, of which some, or in process 1 all, were seen."""
+
+    def case(model: nn.Module, rows: slice) -> Tensor:
+        view_1, view_2, position = _batch()
+        mask = torch.arange(CROPS) % 5 < 2
+        if not masked_in_process_1:
+            mask[SHARES[1]] = False
+        views = model(torch.cat([view_1[rows], view_2[rows]])).chunk(2)
+        return MaskedReconstructionLoss()(*views, position[rows], position[rows] / 100, *[mask[rows, None]] * 2)
+
+    return case
+
+
 def _multi_label(exclusive: bool, known_in_process_1: bool) -> Case:
     """Three labels an image, of which some, or in process 1 all, are not known."""
 
@@ -146,6 +175,10 @@ CASES: dict[str, Case] = {
     "local consistency, centred": _local_consistency("pairs", True, centre=True),
     "local consistency by images": _local_consistency("images", True),
     "local consistency, no pair in process 1": _local_consistency("pairs", False),
+    "distillation": _distillation(False),
+    "distillation across views": _distillation(True),
+    "masked reconstruction": _masked(True),
+    "masked reconstruction, none in process 1": _masked(False),
     "labels": _multi_label(False, True),
     "labels, none in process 1": _multi_label(False, False),
     "exclusive labels": _multi_label(True, True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from anatomy_ssl.__main__ import main
 from anatomy_ssl.networks import SwinEncoder
 from anatomy_ssl.weights import read_state
 from anatomy_ssl.weights.timm import to_timm
+from tests.reference.nnformer import random_state
 from tests.weights.networks import densenet, same, saved, student
 
 
@@ -73,6 +75,19 @@ def test_import_released_peac_and_export_timm(call, tmp_path: Path, capsys: pyte
     assert same(read_state(tmp_path / "timm.pt"), to_timm(network.state_dict(), "original"))
     assert call("import-released", path, tmp_path / "e.pt", "peac", "--which", "teacher") == 2
     assert "has no teacher, but student" in capsys.readouterr().err
+
+
+def test_import_released_alice(call, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A student beside the authors' arguments, with a position embedding of its own file."""
+    state = random_state(6, (1, 2), (4, 4), released=True)
+    path = saved({"student": state, "args": argparse.Namespace(lr=1)}, tmp_path / "theirs.pth")
+    positions = saved(torch.ones(1, 6, 16, 16, 16), tmp_path / "positions.pt")
+    options = ("--output", tmp_path / "encoder.pt", "--method", "alice", "--which", "student")
+    assert call("import-released", path, *options, "--position_embedding", positions) == 0
+    assert f"wrote {tmp_path / 'encoder.pt'}" in capsys.readouterr().out
+    assert read_state(tmp_path / "encoder.pt")["encoder.position_embedding"].eq(1).all()
+    assert call("import-released", path, tmp_path / "e.pt", "alice", "--channels", 1) == 2
+    assert "leave channels out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["inspect", "export"])

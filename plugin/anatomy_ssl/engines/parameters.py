@@ -1,4 +1,4 @@
-"""Learning rates that fall towards the input, for fine-tuning pretrained encoders."""
+"""Groups of parameters: rates that fall towards the input, biases and norms without weight decay."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["layerwise_parameters"]
+__all__ = ["decayed_parameters", "layerwise_parameters"]
 
 
 def layerwise_parameters(
@@ -52,6 +52,33 @@ def layerwise_parameters(
     rest = [p for p in network.parameters() if id(p) not in taken]
     groups.append({"params": rest, "lr": learning_rate, "name": "rest"})
     return [group for group in groups if group["params"]]
+
+
+def decayed_parameters(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two parameter groups: matrices and kernels with weight decay, and what only shifts or scales without.
+
+    Without it are vectors (biases, norms), the bias tables of Swin's windows and the gains of weight-normalised layers.
+    Parameters that take no gradient are left out.
+
+    Args:
+        network: the network to train.
+        weight_decay: of the first group, over 0; `handlers.WeightDecay` may change it while training.
+
+    Returns:
+        Groups for a torch optimizer, named `decayed` and `free` under `name`.
+
+    Raises:
+        ValueError: if the weight decay is not positive.
+    """
+    if weight_decay <= 0:
+        raise ValueError(f"weight_decay must be positive, not {weight_decay}: give the plain parameters for none")
+    groups: dict[str, list[nn.Parameter]] = {"decayed": [], "free": []}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            free = parameter.ndim < 2 or name.endswith(("relative_position_bias_table", "weight.original0"))
+            groups["free" if free else "decayed"].append(parameter)
+    decay = {"decayed": weight_decay, "free": 0.0}
+    return [{"params": found, "weight_decay": decay[name], "name": name} for name, found in groups.items() if found]
 
 
 def _stages(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:

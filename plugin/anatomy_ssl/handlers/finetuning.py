@@ -47,7 +47,7 @@ class FreezeUntil:
         """Freeze or thaw."""
         frozen = engine.state.epoch <= self.epochs
         if self.frozen and not frozen:
-            logger.info("epoch %d: the pretrained part trains from here on", engine.state.epoch)
+            logger.info("epoch %d: the frozen part trains from here on", engine.state.epoch)
         self.frozen = frozen
 
     def drop_gradients(self, engine: Engine) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
 from torch import nn
+
+from anatomy_ssl.handlers.schedules import half_cosine
 
 __all__ = ["MomentumTeacher"]
 
@@ -42,9 +43,7 @@ class MomentumTeacher:
 
     def at(self, step: int, steps: int) -> float:
         """Momentum of a step, counted from 1 to `steps`."""
-        progress = (step - 1) / max(1, steps - 1)
-        rise = (1 - math.cos(math.pi * min(1.0, progress))) / 2
-        return self.momentum + (self.final_momentum - self.momentum) * rise
+        return half_cosine(self.momentum, self.final_momentum, (step - 1) / max(1, steps - 1))
 
     @torch.no_grad()
     def __call__(self, engine: Engine) -> None:

@@ -48,18 +48,19 @@ class SeedIterations:
 
 
 class ClipGradients:
-    """Clips the norm of all gradients before each optimiser step; right under gradient scaling.
+    """Clips the norm of gradients before each optimiser step; right under gradient scaling.
 
     Args:
         parameters: of the network.
         max_norm: Euclidean norm over all gradients; None leaves them.
+        each: clip the gradient of every parameter by itself (DINO), so that the direction of the whole may change.
 
     Raises:
         FloatingPointError: when gradients are not finite and no gradient scaler skips the step.
     """
 
-    def __init__(self, parameters: Iterable[torch.nn.Parameter], max_norm: float | None) -> None:
-        self.parameters, self.max_norm = list(parameters), max_norm
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], max_norm: float | None, each: bool = False) -> None:
+        self.parameters, self.max_norm, self.each = list(parameters), max_norm, each
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer."""
@@ -71,13 +72,26 @@ class ClipGradients:
             return
         if engine.scaler is not None:
             engine.scaler.unscale_(engine.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_norm)
+        if self.each:
+            norm = _clip_each(self.parameters, self.max_norm)
+        else:
+            norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_norm)
         # under gradient scaling such steps are normal, and skipped
         if engine.scaler is None and not torch.isfinite(norm):
             raise FloatingPointError(
                 f"the gradients are not finite at epoch {engine.state.epoch}, iteration {engine.state.iteration}, "
                 "though the loss is. The weights are not touched; lower the learning rate, or train in full precision"
             )
+
+
+def _clip_each(parameters: Iterable[torch.nn.Parameter], max_norm: float) -> torch.Tensor:
+    """Clip gradients one by one; the norm of all of them, before. In a few calls, where a loop takes hundreds."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return torch.zeros(())
+    norms = torch._foreach_norm(gradients)
+    torch._foreach_mul_(gradients, [(max_norm / (norm + 1e-6)).clamp(max=1.0) for norm in norms])
+    return torch.stack(list(norms)).norm()
 
 
 class LossTerms:

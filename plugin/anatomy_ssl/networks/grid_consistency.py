@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from monai.networks.utils import pixelshuffle
@@ -57,12 +57,15 @@ class GridConsistencyNetwork(nn.Module):
         self.global_head = expander(num_features, global_features) if global_features else None
         self.local_head = expander(num_features, local_features) if local_features else None
 
-    def forward(self, views: Sequence[torch.Tensor], teacher: bool = False) -> dict[str, torch.Tensor]:
+    def forward(
+        self, views: Sequence[torch.Tensor], student: Mapping[str, torch.Tensor] | None = None
+    ) -> dict[str, torch.Tensor]:
         """Encode two views.
 
         Args:
             views: two tensors `(N, C, *spatial)`.
-            teacher: give the global and local embeddings alone.
+            student: a student's outputs for the views, to act as its teacher: to give the global and local embeddings
+                alone. None for the student itself.
 
         Returns:
             The outputs by name; see the list above.
@@ -70,7 +73,7 @@ class GridConsistencyNetwork(nn.Module):
         Raises:
             ValueError: if the encoder's tokens are not one for each cell.
         """
-        if teacher and self.global_head is None and self.local_head is None:
+        if student is not None and self.global_head is None and self.local_head is None:
             return {}
         features = self.encoder(torch.cat(list(views)))  # (2N, F, *grid)
         if tuple(features.shape[2:]) != self.grid_size:
@@ -85,7 +88,7 @@ class GridConsistencyNetwork(nn.Module):
             outputs |= _by_view("global", self.global_head(tokens.mean(dim=1)))
         if self.local_head is not None:
             outputs |= _by_view("local", self.local_head(tokens))
-        if teacher:
+        if student is not None:
             return outputs
         first = tokens.chunk(2)[0]
         if self.order_head is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,14 +20,27 @@ class StudentTeacher(nn.Module):
     named `student.*` and `teacher.*`, all in one checkpoint.
 
     Args:
-        student: any network that returns a dictionary of tensors. Its argument `teacher=True` asks for the outputs that
-            a loss takes from the teacher, so that heads run only where they are used.
+        student: any network that returns a dictionary of tensors. Called with a second argument, the dictionary of what
+            the student has found for the same input, it is to act as the teacher: to give what a loss takes from the
+            teacher, so that heads run only where they are used, and perhaps to make use of what the student found.
+        shared: names of parts of the student whose weights the teacher takes as they are, without averaging. In the
+            teacher they are in evaluation mode all the same.
+
+    Raises:
+        ValueError: if the student has no part of such a name.
     """
 
-    def __init__(self, student: nn.Module) -> None:
+    def __init__(self, student: nn.Module, shared: Sequence[str] = ()) -> None:
         super().__init__()
         self.student = student
         self.teacher = copy.deepcopy(student).requires_grad_(False).eval()
+        for name in shared:
+            try:
+                own, copied = student.get_submodule(name), self.teacher.get_submodule(name)
+            except AttributeError as error:
+                raise ValueError(f"{type(student).__name__} has no part {name!r} that a teacher could share") from error
+            for theirs, mine in zip(own.modules(), copied.modules()):
+                mine._parameters.update(theirs._parameters)
 
     def train(self, mode: bool = True) -> StudentTeacher:
         """Set the student's mode alone."""
@@ -45,5 +59,5 @@ class StudentTeacher(nn.Module):
         """
         outputs = dict(self.student(x))
         with torch.no_grad():
-            found = self.teacher(x, teacher=True)
+            found = self.teacher(x, {name: tensor.detach() for name, tensor in outputs.items()})
         return outputs | {f"teacher_{name}": tensor for name, tensor in found.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -10,12 +11,14 @@ from typing import Any
 
 import torch
 from monai.networks.nets import DenseNet121
+from torch.serialization import safe_globals
 
 from anatomy_ssl.data.atomic import safe_load
 from anatomy_ssl.networks.vit import ViTGridEncoder
 from anatomy_ssl.weights.files import file_hash, some_of, state_in
 from anatomy_ssl.weights.matching import refuse_difference
 from anatomy_ssl.weights.record import library_versions, save_encoder
+from anatomy_ssl.weights.released_alice import alice_encoder
 from anatomy_ssl.weights.resize import inflate
 from anatomy_ssl.weights.timm import HEAD_FEATURES, TIMM_EPSILON, check_encoder, from_timm
 
@@ -40,6 +43,7 @@ def import_released(
     method: str,
     which: str | None = None,
     channels: int | None = None,
+    position_embedding: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Write an encoder file from a checkpoint that a method's authors released; users bring the file.
 
@@ -49,13 +53,17 @@ def import_released(
             "peac": a Swin or a ViT in the layout of the original code or of timm, under `teacher` and `student` or by
             itself, with anything before its names (`swin_model.`) and heads beside it, which are left out. For "timm":
             the same without the authors, such as weights of ImageNet or a file of `export_timm`, whose record is kept.
-            `module.` may stand before the names.
-        output: file to write, atomically; see `save_encoder`. Its names are those of `DenseNet121`, `SwinEncoder` or
-            `ViTGridEncoder`. The file of a ViT is for `class_token: true` and `norm_eps: 1.0e-6`.
-        method: isimed, peac or timm.
+            For "alice": the nnFormer-like network under `backbone.` beside `head.*`, in `teacher` and `student`, or by
+            itself; an argparse namespace in the file is read and dropped. `module.` may stand before the names.
+        output: file to write, atomically; see `save_encoder`. Its names are those of `DenseNet121`, `SwinEncoder`,
+            `ViTGridEncoder` or `HierarchicalTransformer`. The file of a ViT is for `class_token: true` and
+            `norm_eps: 1.0e-6`, the last for `released: true`.
+        method: isimed, peac, timm or alice.
         which: teacher or student; by default the teacher, if the file has one.
         channels: of the images to come. With 1 the weights of equal input channels are summed, which gives the same
             features. By default 1 for peac, whose authors repeat the grey image, and for timm those of the file.
+        position_embedding: for alice: file with the tensor that its network adds to its tokens, `(1, F, *grid)` or
+            `(1, T, F)`, and which is not in the authors' file; zeros by default.
 
     Returns:
         `output` as a path.
@@ -69,7 +77,12 @@ def import_released(
         raise ValueError(f"no released checkpoints of {method!r} can be imported; choose {', '.join(LAYOUTS)}")
     if method == "isimed" and (which, channels) != (None, None):
         raise ValueError("files of isimed have one network for one channel: leave which and channels out")
-    state, facts = LAYOUTS[method](safe_load(source), source, which, channels)
+    if method != "alice" and position_embedding is not None:
+        raise ValueError(f"files of {method} hold their position embedding, if any: leave position_embedding out")
+    with safe_globals([argparse.Namespace] if method == "alice" else []):  # a bag of values, that runs nothing
+        content = safe_load(source)
+    extra = {"position_embedding": position_embedding} if method == "alice" else {}
+    state, facts = LAYOUTS[method](content, source, which, channels, **extra)
     logger.info("took %s", ", ".join(f"{name} {value}" for name, value in facts.items() if name != "left_out"))
     logger.info("left out: %s", some_of(facts.get("left_out", [])) or "nothing")
     origin = {"source": Path(source).name, "source_sha256": file_hash(source)}
@@ -107,6 +120,23 @@ def _timm(content: Any, source: str | os.PathLike[str], which: str | None, chann
     if "norm_eps" in facts:  # a ViT of ours
         facts["norm_eps"] = record.get("norm_eps", MONAI_EPSILON)
     return state, {**{name: value for name, value in record.items() if name != "layout"}, **facts}
+
+
+def _alice(
+    content: Any,
+    source: str | os.PathLike[str],
+    which: str | None,
+    channels: int | None,
+    position_embedding: str | os.PathLike[str] | None,
+) -> Imported:
+    """The encoder and decoder of a student or teacher."""
+    if channels is not None:
+        raise ValueError(
+            "files of alice keep their channels: leave channels out, and give inflate where they are loaded"
+        )
+    branch = _branch(content, source, which)
+    state, facts = alice_encoder(state_in(content, source, branch), source, position_embedding, REMEDY)
+    return state, {"released_by": "the authors", **({"branch": branch} if branch else {}), **facts}
 
 
 def _branch(content: Any, source: str | os.PathLike[str], which: str | None) -> str | None:
@@ -154,8 +184,9 @@ def _with_channels(stem: torch.Tensor, channels: int | None, source: str | os.Pa
     return inflate(stem, (stem.shape[0], channels, *stem.shape[2:]))
 
 
-LAYOUTS: dict[str, Callable[[Any, str | os.PathLike[str], str | None, int | None], Imported]] = {
+LAYOUTS: dict[str, Callable[..., Imported]] = {
     "isimed": _isimed,
     "peac": _peac,
     "timm": _timm,
+    "alice": _alice,
 }
