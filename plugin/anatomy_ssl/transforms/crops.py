@@ -97,15 +97,34 @@ def crops_at(
         starts = (voxel - half_extent(volume.affine, roi_size, None)).round().long()
         boxes = [tuple(slice(int(a), int(a) + r) for a, r in zip(start, roi_size)) for start in starts]
         return torch.stack([values[(slice(None),) + box] for box in boxes]), position
+    return sample_volume(values, world_axes_grid(volume.affine, voxel, roi_size, spacing), mode), position
+
+
+def world_axes_grid(
+    affine: torch.Tensor, centres: torch.Tensor, roi_size: Sequence[int], spacing: Sequence[float]
+) -> torch.Tensor:
+    """Voxel coordinates `(N, *roi_size, D)` float64 of grids along the world's axes, `spacing` mm between samples.
+
+    Args:
+        affine: voxel to world mm, `(D + 1, D + 1)`.
+        centres: `(N, D)` voxel coordinates.
+        roi_size: samples along R, A, S.
+        spacing: mm.
+    """
     offsets = [(torch.arange(r, dtype=torch.float64) - (r - 1) / 2) * s for r, s in zip(roi_size, spacing)]
     world = torch.stack(torch.meshgrid(*offsets, indexing="ij"), dim=-1)
     dims = len(roi_size)
-    steps = world @ torch.linalg.inv(volume.affine[:dims, :dims].to(torch.float64)).T
-    size = torch.as_tensor(volume.shape[1:], dtype=torch.float64)
-    grid = (voxel.view(-1, *[1] * dims, dims) + steps) / (size - 1).clamp(min=1) * 2 - 1
-    source = values[None].expand(len(voxel), *values.shape)
+    steps = world @ torch.linalg.inv(affine[:dims, :dims].to(torch.float64)).T
+    return centres.view(-1, *[1] * dims, dims) + steps
+
+
+def sample_volume(values: torch.Tensor, voxels: torch.Tensor, mode: str = "bilinear") -> torch.Tensor:
+    """Values `(N, C, *roi)` of a volume `(C, *spatial)` at voxels `(N, *roi, D)`; its border goes on outside."""
+    size = torch.as_tensor(values.shape[1:], dtype=torch.float64)
+    grid = voxels / (size - 1).clamp(min=1) * 2 - 1
+    source = values[None].expand(len(voxels), *values.shape)
     # grid_sample wants the last spatial axis first
-    return F.grid_sample(source, grid.flip(-1).to(values), mode, "border", align_corners=True), position
+    return F.grid_sample(source, grid.flip(-1).to(values), mode, "border", align_corners=True)
 
 
 class RandPhysicalCropsd(Randomizable, MapTransform):

@@ -1,0 +1,72 @@
+"""Crops around given points that stay where they are: what lies outside of the volume is filled, not moved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from monai.data import MetaTensor
+
+from anatomy_ssl.transforms.crops import half_extent, sample_volume, world_axes_grid, world_to_voxel
+from anatomy_ssl.transforms.points import voxel_to_world
+
+__all__ = ["inside_volume", "padded_crops_at"]
+
+
+def inside_volume(volume: MetaTensor, points: torch.Tensor) -> torch.Tensor:
+    """Which points `(N, D)` in world mm lie in one of the volume's voxels, `(N,)` booleans; NaN lies nowhere."""
+    voxel = world_to_voxel(volume.affine, points)
+    last = torch.as_tensor(volume.shape[1:], dtype=torch.float64) - 0.5
+    return ((voxel >= -0.5) & (voxel <= last)).all(dim=1)
+
+
+def padded_crops_at(
+    volume: MetaTensor,
+    centres: torch.Tensor,
+    roi_size: Sequence[int],
+    spacing: Sequence[float] | None = None,
+    mode: str = "bilinear",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cut crops around world points, and fill what lies outside of the volume with the volume's lowest value.
+
+    As `crops_at`, which moves crops into the volume instead: here two crops around the same anatomy show the same, also
+    at the border, and a volume may be smaller than the crop.
+
+    Args:
+        volume: `(C, *spatial)` with affine, 2D or 3D, any number of channels.
+        centres: `(N, D)` world mm.
+        roi_size: `(D,)` samples.
+        spacing: `(D,)` mm between samples along the world's axes; None cuts boxes of the volume's own voxels, in its
+            own axes, whose centres are up to half a voxel off.
+        mode: "bilinear" (trilinear in 3D) or "nearest", for resampling.
+
+    Returns:
+        crops `(N, C, *roi_size)` and their true centres `(N, D)` in world mm, float32.
+    """
+    voxel = world_to_voxel(volume.affine, centres)
+    values = volume.as_tensor()
+    if spacing is not None:
+        grid = world_axes_grid(volume.affine, voxel, roi_size, spacing)
+        crops = sample_volume(values, grid, mode)
+        last = torch.as_tensor(values.shape[1:], dtype=torch.float64) - 0.5
+        outside = ((grid < -0.5) | (grid > last)).any(dim=-1)[:, None]
+        return (torch.where(outside, values.min(), crops) if outside.any() else crops), centres.float()
+    reach = half_extent(volume.affine, roi_size, None)
+    starts = (voxel - reach).round()
+    boxes = [padded_box(values, start.long().tolist(), roi_size) for start in starts]
+    return torch.stack(boxes), voxel_to_world(volume.affine, starts + reach)
+
+
+def padded_box(values: torch.Tensor, start: Sequence[int], size: Sequence[int]) -> torch.Tensor:
+    """The box `(C, *size)` of a volume `(C, *spatial)` that begins at voxel `start`, which may lie outside; a copy."""
+    before = [min(max(-a, 0), n) for a, n in zip(start, size)]
+    after = [min(max(a + n - length, 0), n) for a, n, length in zip(start, size, values.shape[1:])]
+    inner = tuple(slice(max(a, 0), max(a + n, 0)) for a, n in zip(start, size))
+    box = values[(slice(None),) + inner]
+    if not any(before) and not any(after):
+        return box.clone()
+    if box.numel() == 0:
+        return values.new_full((values.shape[0], *size), float(values.min()))
+    pads = [n for pair in reversed(list(zip(before, after))) for n in pair]
+    return F.pad(box, pads, value=float(values.min()))
