@@ -14,10 +14,10 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle import run as bundle_run
 from PIL import Image
 
-from tests.bundles import test_peac
+from tests.bundles import test_alice_finetune, test_peac
 from tests.bundles.runs import CONFIGS, TINY
 
-BUNDLES = {"isimed": CONFIGS, "peac": test_peac.CONFIGS}
+BUNDLES = {"isimed": CONFIGS, "peac": test_peac.CONFIGS, "alice": test_alice_finetune.CONFIGS}
 every_bundle = pytest.mark.parametrize("bundle", BUNDLES)
 
 
@@ -83,15 +83,17 @@ def test_network_is_that_of_the_metadata(bundle: str) -> None:
         output = network(crops)
         exported = export(network)(crops)
     assert isinstance(output, torch.Tensor)
-    assert output.shape == (1, data_format["outputs"]["pred"]["num_channels"])
+    assert output.shape[:2] == (1, data_format["outputs"]["pred"]["num_channels"])
+    assert [*output.shape[2:]] == data_format["outputs"]["pred"]["spatial_shape"]
     assert torch.equal(output, exported)
 
 
 def test_labels_that_monai_label_offers() -> None:
     """Taken from the output's channels: a mask's values or a classifier's outputs, by their places in both configs."""
-    channels = raw("metadata.json")["network_data_format"]["outputs"]["pred"]["channel_def"]
-    expected = {"0": "background", **{str(i): name for i, name in enumerate(raw("train.json")["classes"], 1)}}
-    assert channels == expected
+    for bundle in ("isimed", "alice"):
+        channels = raw("metadata.json", bundle)["network_data_format"]["outputs"]["pred"]["channel_def"]
+        names = enumerate(raw("train.json", bundle)["classes"], 1)
+        assert channels == {"0": "background", **{str(i): name for i, name in names}}
     channels = raw("metadata.json", "peac")["network_data_format"]["outputs"]["pred"]["channel_def"]
     assert channels == {str(i): name for i, name in enumerate(raw("train.json", "peac")["labels"])}
 
@@ -129,6 +131,17 @@ def test_properties_of_peac(name: str, tmp_path: Path) -> None:
     check_properties(test_peac.CONFIGS / name, "inference" if name == "inference.json" else "train", changes)
 
 
+@pytest.mark.parametrize("name", ["train.json", "inference.json"])
+def test_properties_of_alice(name: str, cohort: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"dataset_dir": str(cohort), "output_dir": str(tmp_path), "device": "cpu"}
+    if name == "train.json":
+        changes |= test_alice_finetune.QUICK
+    else:
+        changes["checkpoint"] = ""
+    kind = "inference" if name == "inference.json" else "train"
+    check_properties(test_alice_finetune.CONFIGS / name, kind, changes)
+
+
 def check_properties(path: Path, kind: str, changes: dict[str, Any]) -> None:
     workflow = ConfigWorkflow(str(path), workflow_type=kind, logging_file=False, **changes)
     workflow.initialize()
@@ -140,8 +153,9 @@ def check_properties(path: Path, kind: str, changes: dict[str, Any]) -> None:
 def test_ids_of_training_that_other_programs_look_for(name: str, bundle: str) -> None:
     """The zoo's verification and MONAI Label read them by these names; expressions would hide them."""
     train = ConfigParser(raw(name, bundle))
-    zoo = ["train#dataset#data", "train#handlers", "train#inferer", "validate#evaluator", "validate#handlers"]
-    zoo += ["validate#dataset#data", "validate#key_metric", "val_interval", "output_dir", "run", "training"]
+    scans = "scans" if (bundle, name) == ("alice", "pretrain.yaml") else "dataset"  # there, the dataset is of pairs
+    zoo = [f"train#{scans}#data", "train#handlers", "train#inferer", "validate#evaluator", "validate#handlers"]
+    zoo += [f"validate#{scans}#data", "validate#key_metric", "val_interval", "output_dir", "run", "training"]
     assert [key for key in zoo if key not in train] == []
     assert isinstance(train["train#handlers"], list)
     (handler,) = [h for h in train["train#handlers"] if h["_target_"] == "ValidationHandler"]
@@ -149,7 +163,7 @@ def test_ids_of_training_that_other_programs_look_for(name: str, bundle: str) ->
 
 
 def test_ids_of_inference_that_other_programs_look_for() -> None:
-    for name, bundle in (("inference.json", "isimed"), ("inference.json", "peac"), ("embed.yaml", "isimed")):
+    for name, bundle in (*(("inference.json", bundle) for bundle in BUNDLES), ("embed.yaml", "isimed")):
         config = ConfigParser(raw(name, bundle))
         assert [key for key in ("dataset#data", "handlers", "output_dir", "run", "inferer") if key not in config] == []
     assert "embedding" in config

@@ -102,7 +102,7 @@ def write_untrained(bundle: Path) -> None:
     configs = {name: read_config(bundle, name) for name in ("train", "inference")}
     torch.manual_seed(0)
     network = configs["inference"].get_parsed_content("network_def")
-    encoder = network.get_submodule(configs["train"]["network_def"]["module"])
+    encoder = network.get_submodule(configs["train"]["network_def"].get("module", ""))
     (bundle / "models" / "pretrained").mkdir(parents=True, exist_ok=True)
     torch.save(network.state_dict(), bundle / "models" / "model.pt")
     torch.save(encoder.state_dict(), bundle / "models" / "pretrained" / "encoder.pt")
