@@ -1,4 +1,4 @@
-"""Finding a point by its anatomical embedding: by whole volumes, by all places of a store, and coarse to fine; one core.
+"""Finding a point by its anatomical embedding: by whole volumes, by every place of a store, coarse to fine; one core.
 
     python benchmarks/alice_match.py [--shape 96 96 64] [--features 128] [--queries 32] [--json match.json]
 

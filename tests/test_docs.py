@@ -22,6 +22,7 @@ READERS_OWN |= {
     "model_info.json",
     "feed.json",
     "cxr.json",
+    "mrk.json",
 }
 
 

@@ -52,10 +52,10 @@ def test_pictures_are_drawn_when_due(tmp_path: Path, size: tuple[int, ...], rest
 
 def test_only_masked_voxels_are_shown_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the rows say who is paired with whom, how well, and whether it is a fall-back."""
-    drawn: list[tuple[dict[str, np.ndarray], list[str]]] = []
+    drawn: list[tuple[dict[str, np.ndarray], list[str], Any]] = []
 
-    def remember(panels: Any, names: Any, title: str) -> np.ndarray:
-        drawn.append((panels, names))
+    def remember(panels: Any, names: Any, title: str, at: Any = None) -> np.ndarray:
+        drawn.append((panels, names, at))
         return np.zeros((2, 2, 3), np.uint8)
 
     monkeypatch.setattr(pair_pictures, "view_rows_image", remember)
@@ -65,7 +65,8 @@ def test_only_masked_voxels_are_shown_restored(tmp_path: Path, monkeypatch: pyte
     engine = Engine(lambda engine, batch: None)
     PairPictures(Pair(Student(True)), [made], prepare, str(tmp_path), pairs=2).attach(engine)
     engine.run([0], max_epochs=1)
-    (views, names), (panels, _) = drawn
+    (views, names, middle), (panels, _, at) = drawn
+    assert (middle, at) == (None, [12, 12, 12])  # of views of 16^3 voxels in blocks of 8^3
     assert names == ["patient 1\npatient 2\nscore 0.90", "patient 2\npatient 3\nscore 0.90\n(fall-back)"]
     assert np.array_equal(views["view 2"], made["view_2"][:2, 0].numpy())
     mask = prepare(made)[1]["mask_1"][:2, 0].numpy()

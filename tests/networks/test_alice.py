@@ -146,17 +146,17 @@ def test_the_aligned_tokens_are_casas_answers(align: str, teacher_tokens: str) -
 
 
 def test_standardised_heads_tell_views_apart_that_share_nearly_everything() -> None:
-    """Scores of four views whose tokens differ in a thousandth."""
+    """Scores of four views that differ by some hundredths."""
     x = views()
-    x = {name: [1 + 1e-3 * view for view in pair_of_views] for name, pair_of_views in x.items()}
+    x = {name: [1 + 0.03 * view for view in pair_of_views] for name, pair_of_views in x.items()}
     spreads = []
     for standardise in (False, True):
         outputs = pair(standardise=standardise).eval()(x)
         spreads.append(
             [torch.cat([outputs[f"{n}_1"], outputs[f"{n}_2"]]).std(dim=0).mean() for n in ("cls", "teacher_cls")]
         )
-    assert max(spreads[0]) < 0.01
-    assert min(spreads[1]) > 0.1
+    assert max(spreads[0]) < 0.03
+    assert min(spreads[1]) > 0.2
 
 
 def test_the_teacher_is_the_same_in_training_mode() -> None:

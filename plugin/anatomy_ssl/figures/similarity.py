@@ -16,7 +16,7 @@ from anatomy_ssl.figures.matches import FOUND, Point, draw_cross, three_views, w
 from anatomy_ssl.figures.planes import VIEWS, Upright, draw_slices
 from anatomy_ssl.transforms.crops import sample_volume, world_to_voxel
 
-__all__ = ["similarity_figure"]
+__all__ = ["sampled_slice", "similarity_figure"]
 
 
 def similarity_figure(
@@ -53,7 +53,7 @@ def similarity_figure(
             draw_slices(panels, volume, point, window)
             panels[0].set_ylabel(name)
         for axes, (_, across, right, up) in zip(rows[1], VIEWS):
-            values = _sampled(similarity, volumes[1], across, match).T
+            values = sampled_slice(similarity, volumes[1], across, match).T
             extent = (0, volumes[1].size[right], 0, volumes[1].size[up])
             alpha = 0.75 * ((values - lowest) / (1 - lowest)).clip(0, 1)
             drawn = axes.imshow(values, extent=extent, alpha=np.nan_to_num(alpha), **heat)
@@ -67,7 +67,7 @@ def similarity_figure(
         return save(figure, path)
 
 
-def _sampled(similarity: MetaTensor, volume: Upright, across: int, point: Point) -> np.ndarray:
+def sampled_slice(similarity: MetaTensor, volume: Upright, across: int, point: Point) -> np.ndarray:
     """The map at the voxels of a slice through a point; beyond the map's outermost entries, theirs."""
     index = [np.arange(n, dtype=float) for n in volume.values.shape]
     index[across] = np.clip(volume.index(point)[[across]], 0, volume.values.shape[across] - 1)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from monai.utils import ensure_tuple_rep
 
+from anatomy_ssl.engines.pair_batch import PreparePairs
 from anatomy_ssl.figures.pairs import view_rows_image
 
 __all__ = ["PairPictures"]
@@ -20,12 +22,13 @@ class PairPictures:
 
     `pairs_epoch_NNNN.png` has the two views of each pair beside each other, with both patients and the score of the
     match; `restored_epoch_NNNN.png` the first views as the student saw them, with what it restored in the masked
-    blocks, and whole. The latter is left out for a network that restores nothing.
+    blocks, and whole, in slices through the middle of a block: next to a block that the student saw, much is restored
+    by going on with it. The latter is left out for a network that restores nothing.
 
     Args:
         network: a `StudentTeacher`; its student is drawn, in evaluation mode.
         batches: collated validation pairs; the first batch is drawn. Their masks should be the same each time.
-        prepare_batch: from such a batch to input and targets, `PreparePairs` with a seed.
+        prepare_batch: from such a batch to input and targets, with a seed.
         output_dir: where the pictures go.
         summary_writer: TensorBoard's writer, or None.
         interval: epochs between pictures.
@@ -37,7 +40,7 @@ class PairPictures:
         self,
         network: torch.nn.Module,
         batches: Iterable[Mapping[str, Any]],
-        prepare_batch: Callable[..., Any],
+        prepare_batch: PreparePairs,
         output_dir: str,
         summary_writer: Any = None,
         interval: int = 10,
@@ -76,7 +79,12 @@ class PairPictures:
             )
             panels = {"as the student saw it": _drawn(x["masked"][0]), "restored": _drawn(filled), "whole": first}
             subjects = [str(name) for name in batch["subject_1"][: self.pairs]]
-            self._write("restored", view_rows_image(panels, subjects, title), engine)
+            self._write("restored", view_rows_image(panels, subjects, title, self._in_a_block(first.shape[1:])), engine)
+
+    def _in_a_block(self, size: Sequence[int]) -> list[int]:
+        """The middle voxel of the block that holds the middle of a view, which may be a border of blocks."""
+        blocks = ensure_tuple_rep(self.prepare_batch.block_size, len(size))
+        return [min(n // 2 // block * block + block // 2, n - 1) for n, block in zip(size, blocks)]
 
     def _write(self, name: str, picture: np.ndarray, engine: Engine) -> None:
         from PIL import Image
