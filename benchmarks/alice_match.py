@@ -1,6 +1,6 @@
 """Finding a point by its anatomical embedding: by whole volumes, by every place of a store, coarse to fine; one core.
 
-    python benchmarks/alice_match.py [--shape 96 96 64] [--features 128] [--queries 32] [--json match.json]
+    python benchmarks/alice_match.py [--shape 100 100 100] [--features 128] [--queries 32] [--json match.json]
 
 Embeddings are synthetic: smooth fields of unit vectors; the target is the source, moved by some entries, with noise.
 The plain way is what a matcher does that keeps embeddings as whole files; it is written for this comparison from the
@@ -142,7 +142,9 @@ def measure(folder: Path, shape: list[int], features: int, queries: int, repeats
 def main() -> None:
     """Measure and print."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--shape", type=int, nargs=3, default=[96, 96, 64], help="entries of the fine map")
+    options.add_argument(
+        "--shape", type=int, nargs=3, default=[100, 100, 100], help="entries of the fine map; 4 mm each at 2 mm"
+    )
     options.add_argument("--features", type=int, default=128)
     options.add_argument("--queries", type=int, default=32)
     options.add_argument("--repeats", type=int, default=3)

@@ -216,12 +216,15 @@ def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str, tmp
 
 
 def test_base_overlay_is_the_usual_swin_unetr(tmp_path: Path) -> None:
-    """encoder_base.yaml: 62 million weights, those of MONAI's bundles but for the window."""
+    """encoder_base.yaml: 62 million weights, and what pretrain.yaml makes without an overlay."""
     parser = ConfigParser()
     parser.read_config([str(CONFIGS / "train.json"), str(CONFIGS / "encoder_base.yaml")])
     parser["pretrained"] = None
     network = parser.get_parsed_content("network_def")
     assert 61e6 < sum(p.numel() for p in network.parameters()) < 63e6
+    plain = ConfigParser.load_config_file(CONFIGS / "pretrain.yaml")
+    for key in ("feature_size", "depths", "num_heads", "window_size"):
+        assert parser[key] == plain[key], key
 
 
 def test_compare_with_scratch(cohort: Path, tmp_path: Path) -> None:

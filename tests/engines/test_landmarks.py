@@ -18,7 +18,7 @@ from anatomy_ssl.engines.landmarks import (
     write_landmarks,
 )
 from anatomy_ssl.matching.matcher import Matches
-from anatomy_ssl.metrics.landmarks import landmark_table
+from anatomy_ssl.metrics.landmarks import AXES, landmark_table
 from tests.matching.bodies import ORIENTATIONS
 
 AFFINE = nib.affines.from_matvec(np.diag([2.0, 3.0, 4.0]), [-10.0, -12.0, -20.0])
@@ -46,7 +46,7 @@ def test_a_table_of_landmarks(tmp_path: Path) -> None:
     file.write_text("subject,landmark,x,y,z,in_field\np0,a,1,2,3,1\np0,b,4,5,6,0\np1,a,7,8,9,1\n")
     assert read_landmarks(file) == {"p0": {"a": [1, 2, 3]}, "p1": {"a": [7, 8, 9]}}
     file.write_text("subject,landmark,x,y,z\np0,a,1,2,\n")
-    with pytest.raises(ValueError, match="landmarks.csv, row 1"):
+    with pytest.raises(ValueError, match=r"landmarks\.csv, row 1"):
         read_landmarks(file)
     file.write_text("patient,landmark,x,y,z\np0,a,1,2,3\n")
     with pytest.raises(ValueError, match="no column 'subject'"):
@@ -104,7 +104,7 @@ def test_errors_are_measured_in_the_target(items, tmp_path: Path) -> None:
     ]
     first = rows[0]
     assert first["error_mm"] == pytest.approx(26**0.5, abs=1e-3)
-    assert [first[f"error_{axis}_mm"] for axis in ("right_left", "anterior_posterior", "superior_inferior")] == [3, 4, 1]
+    assert [first[f"error_{axis}_mm"] for axis in AXES] == [3, 4, 1]
     assert (first["match_x"], first["true_z"], first["z"], first["score"]) == (3, 1, 0, 0.5)
     assert first["round_trip_mm"] == pytest.approx(10.0)
     assert "round_trip_mm" not in next(evaluate_landmarks(shift, items, landmarks_of(items), [(0, 1)], False))
@@ -136,7 +136,7 @@ def test_the_table() -> None:
 
 
 def test_the_interval_is_over_patients() -> None:
-    """Many landmarks of two patients tell little: draws are of patients, so the interval reaches from one to the other."""
+    """Many landmarks of two patients tell little: whole patients are drawn."""
     (row,) = landmark_table(rows_of({"p": [1.0] * 50, "q": [9.0] * 50}))
     assert (row["low_mm"], row["high_mm"]) == (1, 9)
     (alone,) = landmark_table(rows_of({"p": [1.0, 9.0]}))

@@ -52,3 +52,15 @@ def test_a_seed_masks_alike_wherever_it_is_called() -> None:
     assert not torch.equal(seeded(moved)[1]["mask_1"], first["mask_1"])
     free = PreparePairs(block_size=8)
     assert not torch.equal(free(made)[1]["mask_1"], free(made)[1]["mask_1"])
+
+
+def test_seeded_masks_of_a_pair_do_not_depend_on_the_batch() -> None:
+    """So that validation is the same in batches of any size and in any number of processes."""
+    made = batch(4)
+    seeded = PreparePairs(block_size=8, seed=0)
+    together = seeded(made)[1]
+    for i in range(4):
+        alone = seeded({name: value[i : i + 1] for name, value in made.items()})[1]
+        assert all(torch.equal(alone[f"mask_{n}"][0], together[f"mask_{n}"][i]) for n in (1, 2))
+    assert not torch.equal(together["mask_1"], together["mask_2"])
+    assert len({tuple(mask.flatten().tolist()) for mask in together["mask_1"]}) > 1

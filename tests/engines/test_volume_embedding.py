@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from anatomy_ssl.data.embedding_store import EmbeddingStore
 from anatomy_ssl.data.reading import BadImageError
-from anatomy_ssl.engines import ensure_embedding, prepare_embeddings
+from anatomy_ssl.engines import ensure_embedding, prepare_embeddings, volume_embedding
 from anatomy_ssl.matching import embedder
 from tests.matching.networks import write_embedding
 from tests.volumes import smooth_volume
@@ -131,6 +131,14 @@ def test_stage_one_runs_if_needed_and_leaves_no_trace_in_what_follows(
         numbers.append(random_numbers())
         assert len(seen) == 3, f"run {times}"
     assert numbers[0] == numbers[1]
+
+
+def test_stage_one_trains_where_and_on_what_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device, and to leave bad images out, as what follows it does."""
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(volume_embedding, "_train", lambda config, path, overrides: told.update(overrides))
+    ensure_embedding("any.yaml", tmp_path / "embedding.pt", device="cuda:1", on_bad_image="skip", units=None)
+    assert told == {"device": torch.device("cuda:1"), "on_bad_image": "skip"}
 
 
 def test_stage_one_that_writes_nothing_is_an_error(tmp_path: Path) -> None:

@@ -15,8 +15,7 @@ AFFINE = torch.tensor([[3.0, 0, 0, -20], [0, 3, 0, 5], [0, 0, 3, 8], [0, 0, 0, 1
 
 def network(spatial_dims: int = 3) -> AnatomicalEmbedding:
     torch.manual_seed(0)
-    net = AnatomicalEmbedding(spatial_dims, 1, 8, [8, 8], [1, 1], 1, norm="batch").eval()
-    return net
+    return AnatomicalEmbedding(spatial_dims, 1, 8, [8, 8], [1, 1], 1, norm="batch").eval()
 
 
 def volume(*size: int) -> MetaTensor:

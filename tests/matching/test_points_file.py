@@ -64,10 +64,12 @@ def test_bad_tables(tmp_path: Path, content: str, message: str) -> None:
     assert "p.csv" in str(error.value)
 
 
-@pytest.mark.parametrize("content", ["{}", "[1]", "not json", '{"markups": [{"controlPoints": [{"position": [1, 2]}]}]}'])
+@pytest.mark.parametrize(
+    "content", ["{}", "[1]", "not json", '{"markups": [{"controlPoints": [{"position": [1, 2]}]}]}']
+)
 def test_bad_markups(tmp_path: Path, content: str) -> None:
     (tmp_path / "p.mrk.json").write_text(content)
-    with pytest.raises(ValueError, match="p.mrk.json"):
+    with pytest.raises(ValueError, match=r"p\.mrk\.json"):
         read_points(tmp_path / "p.mrk.json")
 
 

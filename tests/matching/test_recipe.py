@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from itertools import permutations, product
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from monai.transforms import Compose
+from PIL import Image
 
 from anatomy_ssl.matching import EmbeddingRecipe
 from tests.volumes import smooth_volume
@@ -45,6 +47,20 @@ def test_preparation_is_the_same_for_all_storage_orientations(write_nifti: Calla
         assert torch.allclose(found.as_tensor(), expected.as_tensor(), atol=1e-4)
         number += 1
     assert number == 48
+
+
+def test_radiographs_may_be_in_colour(tmp_path: Path) -> None:
+    """As JPEG files often are: what all channels say alike is what one would say."""
+    recipe = EmbeddingRecipe(
+        SMALL, 2, spacing=None, image_size=(32, 32), window=None, percentiles=(0, 100), patch_size=(16, 16)
+    )
+    grey = np.random.default_rng(0).integers(0, 256, (40, 32), dtype=np.uint8)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    Image.fromarray(np.stack([grey] * 3, axis=-1)).save(tmp_path / "colour.png")
+    prepare = Compose(recipe.preparation())
+    found, expected = (prepare({"image": str(tmp_path / f"{name}.png")})["image"] for name in ("colour", "grey"))
+    assert found.shape[0] == 1
+    assert torch.allclose(found.as_tensor(), expected.as_tensor(), atol=1e-5)
 
 
 @pytest.mark.parametrize("intensities", [{"window": None}, {"percentiles": (1, 99)}])

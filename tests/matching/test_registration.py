@@ -150,9 +150,9 @@ def test_what_cannot_be_registered_scores_nothing(pair, monkeypatch, caplog) -> 
 def test_bad_input(pair, tmp_path: Path) -> None:
     empty = tmp_path / "empty.nii.gz"
     nib.save(nib.Nifti1Image(np.zeros(SHAPE, np.int16), AFFINE), empty)
-    with pytest.raises(BadImageError, match="empty.nii.gz.*no body"):
+    with pytest.raises(BadImageError, match=r"empty\.nii\.gz.*no body"):
         RegistrationMatcher()(pair[0], {"image": str(empty)}, POINTS)
-    with pytest.raises(ValueError, match="1 of 2 points lie outside of .*a.nii.gz"):
+    with pytest.raises(ValueError, match=r"1 of 2 points lie outside of .*a\.nii\.gz"):
         RegistrationMatcher()(*pair, torch.tensor([[0.0, 0, 0], [500, 0, 0]]))
     with pytest.raises(ValueError, match="affine or bspline"):
         RegistrationMatcher(transform="rigid")

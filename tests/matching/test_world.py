@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 import torch
 
 from anatomy_ssl.data.reading import BadImageError
@@ -52,6 +53,26 @@ def test_the_edge_of_the_field_of_view_is_half_a_voxel_out(tmp_path: Path) -> No
     outer = torch.tensor([[-102.6, 0, 0], [97.6, 0, 0]])
     assert frame.contains(inner).all() and not frame.contains(outer).any()
     assert frame.shape == (40, 32, 44) and frame.spacing() == (5.0, 5.0, 5.0)
+
+
+def test_radiographs_in_dicom_have_two_axes(tmp_path: Path) -> None:
+    """Their files say three, the last of one voxel, as for NIfTI files of one slice."""
+    items = []
+    for name, shift in (("a", 0), ("b", 6)):
+        values = np.zeros((1, 40, 48), np.uint16)
+        values[:, 10:30, 10 + shift : 30 + shift] = 1000
+        image = sitk.GetImageFromArray(values)
+        image.SetSpacing((0.5, 0.5, 1.0))
+        sitk.WriteImage(image, str(tmp_path / f"{name}.dcm"))
+        items.append({"image": str(tmp_path / f"{name}.dcm")})
+    affine = read_frame(items[0]).affine
+    points = torch.tensor([[20.0, 20.0], [0.0, 0.0]]) @ affine[:2, :2].float() + affine[:2, 3].float()
+    matches = WorldMatcher()(*items, points)
+    assert torch.equal(matches.points, points) and matches.scores.tolist() == [1, 1]
+    moved = WorldMatcher("centre")(*items, points[:1]).points - points[:1]
+    assert torch.allclose(moved.abs(), torch.tensor([[3.0, 0.0]]), atol=1e-3)
+    with pytest.raises(ValueError, match="lie outside"):
+        WorldMatcher()(*items, points + 100)
 
 
 def test_outside_of_the_target_the_score_is_zero_and_there_is_no_way_back(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ class PreparePairs:
     Args:
         block_size: voxels of a block, one number for each axis or one for all.
         mask_ratio: share of the blocks that are masked.
-        seed: None draws from torch's global state, as training wants it. A number draws from a generator of that seed,
-            the batch's patients and the places of their views: the same masks in every validation.
+        seed: None draws from torch's global state, as training wants it. A number draws for each pair from a
+            generator of that seed, the patients and the places of their views: the same masks in every validation.
 
     A call returns the input, `{"masked": [view 1, view 2], "whole": [view 1, view 2]}`, each `(N, C, *spatial)`, and
     the targets: `whole_1`, `whole_2`; `mask_1`, `mask_2` `(N, 1, *spatial)`, True where masked; and, for metrics,
@@ -49,15 +49,7 @@ class PreparePairs:
             return tensor.to(device=device, non_blocking=non_blocking, **kwargs)
 
         whole = [to_device(torch.as_tensor(batch[f"view_{n}"])) for n in (1, 2)]
-        mask = block_mask(
-            2 * len(whole[0]),
-            whole[0].shape[2:],
-            self.block_size,
-            self.mask_ratio,
-            self._generator(batch),
-            whole[0].device,
-        )
-        masks = list(mask.chunk(2))
+        masks = self._masks(batch, whole[0])
         masked = [view.masked_fill(hidden, 0) for view, hidden in zip(whole, masks)]
         targets = {name: to_device(torch.as_tensor(batch[name])) for name in ("score", "fell_back")}
         for n in (1, 2):
@@ -65,11 +57,22 @@ class PreparePairs:
             targets[f"subject_{n}"] = to_device(subject_ids(list(batch[f"subject_{n}"])))
         return {"masked": masked, "whole": whole}, targets
 
-    def _generator(self, batch: Mapping[str, Any]) -> torch.Generator | None:
-        """On the CPU, so that every device draws alike; of the patients and of where their views lie."""
+    def _masks(self, batch: Mapping[str, Any], like: torch.Tensor) -> list[torch.Tensor]:
+        """Of both views, `(N, 1, *spatial)` each, on the views' device."""
+        shape, settings = like.shape[2:], (self.block_size, self.mask_ratio)
         if self.seed is None:
-            return None
-        patients = sum(int(subject_ids(list(batch[f"subject_{n}"])).sum()) for n in (1, 2))
-        places = torch.cat([torch.as_tensor(batch[f"position_{n}"]) for n in (1, 2)]).double()
-        rounded = int((places.mul(10).round() @ torch.arange(1.0, places.shape[1] + 1, dtype=torch.float64)).sum())
-        return torch.Generator().manual_seed((self.seed + patients + 1_000_003 * rounded) % 2**63)
+            return list(block_mask(2 * len(like), shape, *settings, device=like.device).chunk(2))
+        # pair by pair, so that the other pairs of the batch do not matter
+        drawn = [
+            block_mask(2, shape, *settings, torch.Generator().manual_seed(seed), like.device)
+            for seed in self._seeds(batch)
+        ]
+        return list(torch.stack(drawn, dim=1))
+
+    def _seeds(self, batch: Mapping[str, Any]) -> list[int]:
+        """A number for each pair, from its patients and places; drawn with on the CPU, all devices mask alike."""
+        patients = sum(subject_ids(list(batch[f"subject_{n}"])) * n for n in (1, 2))
+        places = torch.cat([torch.as_tensor(batch[f"position_{n}"]) for n in (1, 2)], dim=1).double()
+        rounded = places.mul(10).round() @ torch.arange(1.0, places.shape[1] + 1, dtype=torch.float64)
+        numbers = zip(torch.as_tensor(patients).tolist(), rounded.tolist())
+        return [((self.seed or 0) + patient + 1_000_003 * int(place)) % 2**63 for patient, place in numbers]

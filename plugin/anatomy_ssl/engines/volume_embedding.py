@@ -116,8 +116,8 @@ def ensure_embedding(
         embedding: where its `embedding.pt` is or is to be.
         store: folder of embeddings; None embeds none.
         items: volumes to embed.
-        device: of the embedding of volumes; the training takes it from the config or `overrides`.
-        on_bad_image: "raise" or "skip".
+        device: of the training and of the embedding of volumes.
+        on_bad_image: "raise" or "skip", in both.
         overrides: keys of the config, such as `dataset_dir`; those that are None stay as the config has them.
 
     Returns:
@@ -133,7 +133,8 @@ def ensure_embedding(
         if path.name != "embedding.pt":
             raise ValueError(f"{path} must be named embedding.pt, as pretrain_embedding.yaml writes it")
         if not path.is_file():
-            _train(config_file, path, {name: value for name, value in overrides.items() if value is not None})
+            given = {"device": torch.device(device), "on_bad_image": on_bad_image, **overrides}
+            _train(config_file, path, {name: value for name, value in given.items() if value is not None})
     except (ValueError, OSError) as error:
         logger.error("%s", error)  # MONAI's bundle wraps what happens at construction in messages of its own
         raise

@@ -87,12 +87,16 @@ class PixelContrastLoss(nn.Module):
     def _info_nce(self, positives: Tensor, similar: Tensor, others: Tensor) -> Tensor:
         count = min(self.candidates, similar.shape[1])
         hardest = similar.detach().topk(count, dim=1, sorted=False).indices
-        drawn = torch.rand(hardest.shape, device=hardest.device).topk(
-            min(self.negatives, count), dim=1, sorted=False
-        ).indices
+        drawn = (
+            torch.rand(hardest.shape, device=hardest.device)
+            .topk(min(self.negatives, count), dim=1, sorted=False)
+            .indices
+        )
         negatives = similar.gather(1, hardest.gather(1, drawn))
         if bool(torch.isinf(negatives).all(dim=1).any()):
-            raise ValueError(f"no place lies beyond {self.radius} voxels of a point: lower radius or enlarge the patches")
+            raise ValueError(
+                f"no place lies beyond {self.radius} voxels of a point: lower radius or enlarge the patches"
+            )
         logits = torch.cat([positives[:, None], negatives, others], dim=1) / self.temperature
         return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
 

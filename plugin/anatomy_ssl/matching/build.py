@@ -17,6 +17,10 @@ from anatomy_ssl.matching.world import WorldMatcher
 __all__ = ["build_matcher"]
 
 NAMES = ("embedding", "registration", "world")
+NEEDED = (
+    "the embedding matcher needs --embedding FILE, the embedding.pt of pretrain_embedding.yaml, and --store DIR, where "
+    "embeddings of volumes are kept"
+)
 
 
 def build_matcher(
@@ -76,6 +80,9 @@ def _from_file(
         raise ValueError(f"{file} has no key {unknown[0]!r}: it has {', '.join(map(str, config))}")
     parser = ConfigParser(config)
     parser.update(asked | keys)
+    taken = [name for name in given if parser.get(f"matcher#{name}") == f"@{name}"]
+    if any(parser[name] is None for name in taken):
+        raise ValueError(NEEDED)
     return parser.get_parsed_content("matcher")
 
 
@@ -93,10 +100,7 @@ def _named(
         if name == "registration":
             return RegistrationMatcher(store=store, **keys)
         if embedding is None or store is None:
-            raise ValueError(
-                "the embedding matcher needs --embedding FILE, the embedding.pt of pretrain_embedding.yaml, and "
-                "--store DIR, where embeddings of volumes are kept"
-            )
+            raise ValueError(NEEDED)
         return EmbeddingMatcher(embedding=str(embedding), store=str(store), device=device, compute=True, **keys)
     except TypeError as error:
         raise ValueError(f"the {name} matcher: {error}") from error

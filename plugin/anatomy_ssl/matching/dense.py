@@ -9,8 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
-from monai.data.utils import dense_patch_slices, to_affine_nd
-from monai.data.utils import compute_importance_map
+from monai.data.utils import compute_importance_map, dense_patch_slices, to_affine_nd
 
 from anatomy_ssl.networks.anatomical_embedding import AnatomicalEmbedding
 
@@ -79,16 +78,18 @@ def embed_volume(
     maps: dict[str, torch.Tensor] = {}
     factors = {"fine": network.fine_stride, "coarse": stride}
     weights = {
-        name: compute_importance_map([max(1, w // f) for w in window], mode="gaussian", sigma_scale=0.25).clamp(1e-3)
+        name: compute_importance_map(tuple(max(1, w // f) for w in window), mode="gaussian", sigma_scale=0.25).clamp(
+            1e-3
+        )
         for name, f in factors.items()
     }
     for box in dense_patch_slices(padded, window, steps):
-        found = network(x[(slice(None), slice(None), *box)].to(device))
+        found = network(x[(slice(None), slice(None)) + tuple(box)].to(device))
         for name, factor in factors.items():
             if name not in maps:
                 maps[name] = torch.zeros(network.features, *[n // factor for n in padded])
             where = tuple(slice(s.start // factor, s.stop // factor) for s in box)
-            maps[name][(slice(None), *where)] += found[name][0].cpu() * weights[name]
+            maps[name][(slice(None),) + where] += found[name][0].cpu() * weights[name]
     rows = {name: F.normalize(m, dim=0).movedim(0, -1).contiguous().half().numpy() for name, m in maps.items()}
     # entries beyond the volume show padding alone
     inside = {name: tuple(slice(0, -(-n // factors[name])) for n in shape) for name in factors}

@@ -34,9 +34,16 @@ class Frame:
 
     def contains(self, points: torch.Tensor) -> torch.Tensor:
         """Whether points `(N, D)` in world mm lie in a voxel of the volume, boolean `(N,)`."""
-        index = world_to_voxel(self.affine, points)
-        edge = torch.tensor(self.shape, dtype=torch.float64) - 0.5
+        frame = self.with_axes(points.shape[1])
+        index = world_to_voxel(frame.affine, points)
+        edge = torch.tensor(frame.shape, dtype=torch.float64) - 0.5
         return ((index >= -0.5 - 1e-6) & (index <= edge + 1e-6)).all(dim=1)
+
+    def with_axes(self, dims: int) -> Frame:
+        """The place of what `LoadVolumed` gives for so many axes: radiographs of DICOM lose their third."""
+        if dims == 2 and len(self.shape) == 3 and self.shape[2] == 1:
+            return Frame(torch.as_tensor(to_affine_nd(2, self.affine)), self.shape[:2], self.path)
+        return self
 
     def spacing(self) -> tuple[float, ...]:
         """Mm between voxels along each axis."""
@@ -82,7 +89,7 @@ def require_inside(item: Mapping[str, Any], points: torch.Tensor) -> None:
     Raises:
         ValueError: names the file and the first such point.
     """
-    frame = read_frame(item)
+    frame = read_frame(item).with_axes(points.shape[-1])
     dims = len(frame.shape)
     if points.ndim != 2 or points.shape[1] != dims:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What a trained anatomical embedding asks of the volumes that it is shown, as plain data that is kept with its weights."""
+"""What a trained anatomical embedding asks of volumes, as plain data that is kept with its weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
+import numpy as np
 from monai.transforms import (
     Orientationd,
     ScaleIntensityRanged,
@@ -17,7 +17,7 @@ from monai.transforms import (
 
 from anatomy_ssl.networks.anatomical_embedding import AnatomicalEmbedding
 from anatomy_ssl.transforms.load import LoadVolumed
-from anatomy_ssl.transforms.radiographs import ResizeToCoverd
+from anatomy_ssl.transforms.radiographs import DicomWindowd, GreyScaled, ResizeToCoverd
 from anatomy_ssl.transforms.units import CheckHounsfieldd
 
 __all__ = ["EmbeddingRecipe"]
@@ -37,8 +37,8 @@ class EmbeddingRecipe:
         window: intensities that become -1 and 1, in the images' units (HU for CT); beyond them is clipped. None takes
             `percentiles`.
         percentiles: of an image's own intensities that become -1 and 1, where there is no `window` (MR, radiographs).
-        units: what becomes of CTs that are not in Hounsfield units, where there is a `window`: "raise", "shift" or "off",
-            see `CheckHounsfieldd`.
+        units: what becomes of CTs that are not in Hounsfield units, where there is a `window`: "raise", "shift" or
+            "off", see `CheckHounsfieldd`.
         patch_size: voxels of a training patch, and of the windows that a volume is embedded by.
 
     Raises:
@@ -60,14 +60,16 @@ class EmbeddingRecipe:
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else tuple(value))
         if (self.window is None) == (self.percentiles is None):
-            raise ValueError(f"give one of window {self.window} and percentiles {self.percentiles}, not both or neither")
+            raise ValueError(
+                f"give one of window {self.window} and percentiles {self.percentiles}, not both or neither"
+            )
         if self.spacing is not None and self.image_size is not None:
             raise ValueError(f"spacing {self.spacing} fixes the size of an image: give no image_size {self.image_size}")
         sizes: Sequence[Sequence[float] | None] = (self.spacing, self.image_size, self.patch_size)
         if any(size is not None and len(size) != self.spatial_dims for size in sizes):
             raise ValueError(
-                f"spacing {self.spacing}, image_size {self.image_size} and patch_size {self.patch_size} need one value for "
-                f"each of {self.spatial_dims} axes"
+                f"spacing {self.spacing}, image_size {self.image_size} and patch_size {self.patch_size} need one value "
+                f"for each of {self.spatial_dims} axes"
             )
 
     @classmethod
@@ -92,20 +94,22 @@ class EmbeddingRecipe:
 
     def preparation(self, keys: str = "image") -> list[Callable[..., Any]]:
         """Transforms from a file to what the network sees: axes R, A, S whatever the storage, one spacing, -1 to 1."""
-        steps: list[Transform] = [LoadVolumed(keys, spatial_dims=self.spatial_dims, channels=self.channels)]
+        steps: list[Transform]
+        if self.spatial_dims == 2 and self.channels == 1:  # radiographs, often stored in colour
+            steps = [LoadVolumed(keys, spatial_dims=2, channels=None), DicomWindowd(keys), GreyScaled(keys)]
+        else:
+            steps = [LoadVolumed(keys, spatial_dims=self.spatial_dims, channels=self.channels)]
         if self.window is not None:
             steps.append(CheckHounsfieldd(keys, mode=self.units))
         steps.append(Orientationd(keys, axcodes="RAS"[: self.spatial_dims], labels=None))
         if self.image_size is not None:
             steps.append(ResizeToCoverd(keys, spatial_size=self.image_size, crop=False))
         if self.spacing is not None:
-            steps.append(Spacingd(keys, pixdim=self.spacing, diagonal=True, dtype=torch.float32))
+            steps.append(Spacingd(keys, pixdim=self.spacing, diagonal=True, dtype=np.float32))
         if self.window is not None:
             low, high = self.window
             steps.append(ScaleIntensityRanged(keys, a_min=low, a_max=high, b_min=-1, b_max=1, clip=True))
         elif self.percentiles is not None:
             low, high = self.percentiles
-            steps.append(
-                ScaleIntensityRangePercentilesd(keys, lower=low, upper=high, b_min=-1, b_max=1, clip=True)
-            )
+            steps.append(ScaleIntensityRangePercentilesd(keys, lower=low, upper=high, b_min=-1, b_max=1, clip=True))
         return list(steps)

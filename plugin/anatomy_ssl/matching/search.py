@@ -75,14 +75,12 @@ def scores_at(
 
     Sums are taken in an order that depends on the place alone: equal vectors have equal scores, whoever asks.
     """
-    cell, place = target.cells.locate(np.ravel_multi_index(tuple(index.numpy().T), target.fine.shape[:-1]))
-    features = target.fine.shape[-1]
-    rows = torch.from_numpy(target.fine[tuple(index.numpy().T)])
-    corners = torch.from_numpy(target.coarse.reshape(-1, features)[target.cells.corners[cell]])
-    dots = _row_sum(corners.double() * query_coarse.double()[:, None])
-    weights = torch.from_numpy(target.cells.weights[place])
-    cosine = _row_sum(dots * weights) / torch.from_numpy(target.norms[cell, place]).double()
-    return (_row_sum(rows.double() * query_fine.double()) + cosine) / 2
+    where = tuple(index.numpy().T)
+    cell, place = target.cells.locate(np.ravel_multi_index(where, target.fine.shape[:-1]))
+    fine, coarse = (query.numpy().astype(np.float64) for query in (query_fine, query_coarse))
+    corners = target.coarse.reshape(-1, coarse.shape[1])[target.cells.corners[cell]]
+    cosine = _row_sum(_row_sum(corners * coarse[:, None]) * target.cells.weights[place]) / target.norms[cell, place]
+    return torch.from_numpy((_row_sum(target.fine[where] * fine) + cosine) / 2)
 
 
 def refine_peak(
@@ -262,11 +260,12 @@ class _Search:
         return torch.stack([voxels[top] for voxels, top in zip(candidates, tops)]), best
 
 
-def _row_sum(x: torch.Tensor) -> torch.Tensor:
+def _row_sum(x: np.ndarray) -> np.ndarray:
     """Sum over the last axis, half by half: unlike a library's sum, in one order for any number of rows."""
-    while x.shape[-1] > 1:
-        half = x.shape[-1] // 2
-        x = torch.cat([x[..., :half] + x[..., half : 2 * half], x[..., 2 * half :]], dim=-1)
+    while (n := x.shape[-1]) > 1:
+        x, odd = x[..., : n // 2] + x[..., n // 2 : n // 2 * 2], x[..., n // 2 * 2 :]
+        if n % 2:
+            x = np.concatenate([x, odd], axis=-1)
     return x[..., 0]
 
 

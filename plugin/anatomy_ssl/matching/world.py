@@ -42,17 +42,17 @@ class WorldMatcher:
         require_inside(source, points)
         found = points.to(torch.float64)
         if self.align == "centre":
-            found = found + self._centre(target) - self._centre(source)
+            dims = found.shape[1]
+            found = found + self._centre(target, dims) - self._centre(source, dims)
         return Matches(found.float(), read_frame(target).contains(found).float())
 
-    def _centre(self, item: Mapping[str, Any]) -> torch.Tensor:
+    def _centre(self, item: Mapping[str, Any], dims: int) -> torch.Tensor:
         """Middle of the body `(D,)` in world mm, float64."""
-        return self._centres.get(item_key(item), lambda: _body_centre(item))
+        return self._centres.get((item_key(item), dims), lambda: _body_centre(item, dims))
 
 
-def _body_centre(item: Mapping[str, Any]) -> torch.Tensor:
+def _body_centre(item: Mapping[str, Any], dims: int) -> torch.Tensor:
     """Read the volume and find the middle of the body's bounding box."""
-    dims = len(read_frame(item).shape)
     load = [
         LoadVolumed("image", spatial_dims=dims, channels=None),
         # one orientation, one grid of points, however the volume is stored

@@ -23,8 +23,8 @@ class PointError(Metric):
     - `point_hits`: share of points whose best match lies within two steps of the fine map;
     - `point_error`: mean distance in voxels of a patch.
 
-    The best match has the largest mean of the fine cosine and the cosine of the coarse map interpolated to the fine one,
-    as in matching (SAM, Yan et al., TMI 2022, section 3.3). Sums are added up over the processes.
+    The best match has the largest mean of the fine cosine and the cosine of the coarse map interpolated to the fine
+    one, as in matching (SAM, Yan et al., TMI 2022, section 3.3). Sums are added up over the processes.
 
     Args:
         fine_stride: voxels.

@@ -49,15 +49,17 @@ class AnatomicalEmbedding(nn.Module):
     ) -> None:
         super().__init__()
         if not 0 < coarse_level < len(channels) or len(channels) != len(layers) or len(channels) > 4:
-            raise ValueError(f"coarse_level {coarse_level} has to be a stage after the first of {len(channels)} (max. 4)")
+            raise ValueError(
+                f"coarse_level {coarse_level} has to be a stage after the first of {len(channels)} (max. 4)"
+            )
         if norm not in ("group", "batch"):
             raise ValueError(f"norm has to be 'group' or 'batch', not {norm!r}")
         self.spatial_dims, self.features, self.levels = spatial_dims, features, coarse_level + 1
         self.coarse_stride = self.fine_stride * 2**coarse_level
-        filled = [*channels, *channels[-1:] * (4 - len(channels))]
+        filled = [*channels, *([channels[-1]] * (4 - len(channels)))]
         resnet = ResNet(
             "basic",
-            [*layers, *[1] * (4 - len(layers))],
+            [*layers, *([1] * (4 - len(layers)))],
             filled,
             spatial_dims,
             in_channels,
