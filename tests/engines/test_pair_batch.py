@@ -25,6 +25,7 @@ def batch(number: int, size: tuple[int, ...] = (16, 16, 16)) -> dict[str, Any]:
 @pytest.mark.parametrize("size", [(16, 16, 16), (16, 24)])
 def test_masked_and_whole(number: int, size: tuple[int, ...]) -> None:
     made = batch(number, size)
+    torch.manual_seed(1)
     x, targets = PreparePairs(block_size=8, mask_ratio=0.5)(made)
     for n in (1, 2):
         mask, whole, masked = targets[f"mask_{n}"], targets[f"whole_{n}"], x["masked"][n - 1]
@@ -50,6 +51,7 @@ def test_a_seed_masks_alike_wherever_it_is_called() -> None:
     assert torch.equal(seeded(made)[1]["mask_1"], first["mask_1"])
     moved = {**made, "position_1": made["position_1"] + 1}
     assert not torch.equal(seeded(moved)[1]["mask_1"], first["mask_1"])
+    torch.manual_seed(1)
     free = PreparePairs(block_size=8)
     assert not torch.equal(free(made)[1]["mask_1"], free(made)[1]["mask_1"])
 

@@ -92,6 +92,7 @@ def test_errors_are_one_line(call, scans: list[str], tmp_path: Path, capsys: pyt
     points, out = tmp_path / "points.csv", ("--output", tmp_path / "out")
     pair = ("match", *scans, "--points", points, *out)
     assert "--embedding" in fails(call, capsys, *pair)
+    assert "--store" in fails(call, capsys, *pair, "--matcher", CONFIGS / "matcher_embedding.yaml")
     assert "unknown matcher" in fails(call, capsys, *pair, "--matcher", "magic")
     assert "no file" in fails(call, capsys, *pair, "--matcher", tmp_path / "none.yaml")
     assert "unexpected keyword" in fails(call, capsys, *pair, "--matcher", "world", "--sort", 1)
