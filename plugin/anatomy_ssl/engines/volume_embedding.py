@@ -35,6 +35,7 @@ def prepare_embeddings(
     on_bad_image: str = "raise",
     verify: bool = False,
     progress: bool = True,
+    units: str | None = None,
 ) -> list[Path]:
     """Embed the volumes that have no current embedding in a store; those that are damaged or stale there anew.
 
@@ -49,6 +50,7 @@ def prepare_embeddings(
         on_bad_image: "raise" or "skip", with a log line for each.
         verify: compare the checksums of all files that are there; else only of those that were touched.
         progress: whether to show a progress bar where there is a terminal.
+        units: see `VolumeEmbedder`.
 
     Returns:
         the subfolders of all volumes but the skipped ones of this process.
@@ -60,7 +62,7 @@ def prepare_embeddings(
     """
     if on_bad_image not in ("raise", "skip"):
         raise ValueError(f"on_bad_image must be 'raise' or 'skip', not {on_bad_image!r}")
-    embedder = VolumeEmbedder(embedding, device, overlap)
+    embedder = VolumeEmbedder(embedding, device, overlap, units)
     kept = EmbeddingStore(store, embedder.model)
     rank, size = _process()
     folders = []
@@ -139,7 +141,7 @@ def ensure_embedding(
         logger.error("%s", error)  # MONAI's bundle wraps what happens at construction in messages of its own
         raise
     if store is not None:
-        prepare_embeddings(items, path, store, device, on_bad_image=on_bad_image)
+        prepare_embeddings(items, path, store, device, on_bad_image=on_bad_image, units=overrides.get("units"))
     return path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -31,10 +32,18 @@ class VolumeEmbedder:
         path: `embedding.pt` of pretrain_embedding.yaml, weights with the recipe that they ask for.
         device: where the network runs.
         overlap: share of a window that its neighbour covers as well.
+        units: what becomes of CTs that are not in Hounsfield units ("raise", "shift" or "off"); None does as the
+            training did.
     """
 
-    def __init__(self, path: str | os.PathLike[str], device: str | torch.device = "cpu", overlap: float = 0.5) -> None:
-        self.path, self.device, self.overlap = os.fspath(path), device, float(overlap)
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        device: str | torch.device = "cpu",
+        overlap: float = 0.5,
+        units: str | None = None,
+    ) -> None:
+        self.path, self.device, self.overlap, self.units = os.fspath(path), device, float(overlap), units
 
     @cached_property
     def recipe(self) -> EmbeddingRecipe:
@@ -68,7 +77,9 @@ class VolumeEmbedder:
 
     @cached_property
     def _prepare(self) -> Compose:
-        return Compose(self.recipe.preparation("image"))
+        # of volumes in Hounsfield units this makes the same, so it is no part of `model`
+        recipe = self.recipe if self.units is None else replace(self.recipe, units=self.units)
+        return Compose(recipe.preparation("image"))
 
     def __call__(self, item: Mapping[str, Any]) -> DenseEmbedding:
         """Embed the volume of an item. Entries that lie outside of it (a turned volume fills no box) are zero vectors.

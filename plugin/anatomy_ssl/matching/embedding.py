@@ -44,6 +44,7 @@ class EmbeddingMatcher:
         overlap: see `VolumeEmbedder`.
         min_score: matches of a lower score are of no use to you: where there is no better one, the search ends early
             with one of them. None always finds the best.
+        units: see `VolumeEmbedder`.
     """
 
     def __init__(
@@ -55,8 +56,9 @@ class EmbeddingMatcher:
         compute: bool | str = True,
         overlap: float = 0.5,
         min_score: float | None = None,
+        units: str | None = None,
     ) -> None:
-        self.embedder = VolumeEmbedder(embedding, device, overlap)
+        self.embedder = VolumeEmbedder(embedding, device, overlap, units)
         self.folder = os.fspath(store)
         self.refine, self.compute = switch(refine, "refine"), switch(compute, "compute")
         self.min_score = min_score
@@ -64,7 +66,8 @@ class EmbeddingMatcher:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is open: each process maps the files for itself, and reads the network only if it has to."""
-        embedder = VolumeEmbedder(self.embedder.path, self.embedder.device, self.embedder.overlap)
+        made = self.embedder
+        embedder = VolumeEmbedder(made.path, made.device, made.overlap, made.units)
         return {**self.__dict__, "embedder": embedder, "_open": Recent(KEPT)}
 
     def __call__(self, source: Mapping[str, Any], target: Mapping[str, Any], points: torch.Tensor) -> Matches:
