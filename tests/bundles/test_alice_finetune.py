@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -213,6 +214,18 @@ def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str, tmp
     with pytest.raises(RuntimeError) as refused:
         own_network(tmp_path / "c", pretrained=str(path), **changes)
     assert message in repr(refused.value.__cause__)
+
+
+def test_scans_that_are_not_in_hounsfield_units_are_named(cohort: Path, tmp_path: Path) -> None:
+    """The window of fixed HU would turn them to nothing."""
+    item = dict(load_datalist(cohort, "training")[0])
+    image = nib.load(item["image"])
+    item["image"] = str(tmp_path / "rescaled.nii.gz")
+    nib.save(nib.Nifti1Image((np.asarray(image.dataobj) / 4000).astype(np.float32), image.affine), item["image"])
+    config = parsed(tmp_path, cohort, train_items=[item], pretrained=None)
+    with pytest.raises(RuntimeError) as error:
+        config.get_parsed_content("train#dataset")
+    assert re.search(r"rescaled.nii.gz: .*no Hounsfield units", str(error.value.__cause__))
 
 
 def test_base_overlay_is_the_usual_swin_unetr(tmp_path: Path) -> None:
