@@ -20,6 +20,7 @@ from tests.bundles.test_alice_finetune import CONFIGS, own_network, save
 QUICK: dict[str, Any] = {
     "labels": ["bright", "left"],
     "pretrained": None,
+    "units": "off",  # volumes of noise, without air or bone
     "volume_size": [32, 32, 32],
     "crop_spacing": [3.0, 3.0, 3.0],
     "epochs": 8,
