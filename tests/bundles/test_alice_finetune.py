@@ -277,7 +277,7 @@ def test_two_processes(cohort: Path, tmp_path: Path) -> None:
     first, second = [torch.load(tmp_path / f"process_{i}.pt", weights_only=False) for i in range(2)]
     assert all(torch.equal(value, second["weights"][name]) for name, value in first["weights"].items())
     assert first["metrics"] == second["metrics"]
-    assert {file.name for file in (tmp_path / "out").iterdir()} == {"checkpoint.pt", "model.pt"}
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"checkpoint.pt", "model.pt", "pictures"}
 
 
 def own_model() -> dict[str, Any]:

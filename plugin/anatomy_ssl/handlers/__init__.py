@@ -12,6 +12,7 @@ from .pictures import CropPictures
 from .predictions import ClassifierTables
 from .probabilities import SaveProbabilities
 from .schedules import LearningRate, TeacherTemperature, WeightDecay
+from .segmentation_pictures import SegmentationPictures
 from .training import (
     ClipGradients,
     CollapseAlarm,
@@ -40,6 +41,7 @@ __all__ = [
     "SaveNetwork",
     "SaveProbabilities",
     "SeedIterations",
+    "SegmentationPictures",
     "StopOnNonFiniteLoss",
     "TeacherTemperature",
     "TrainingCheckpoint",
