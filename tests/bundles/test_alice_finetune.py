@@ -117,7 +117,7 @@ def test_dice_of_every_organ_of_every_patient(trained: Path, cohort: Path) -> No
 
 
 def test_a_run_leaves_the_best_network_and_a_checkpoint(trained: Path) -> None:
-    assert {path.name for path in trained.iterdir()} == {"checkpoint.pt", "model.pt", "evaluation"}
+    assert {path.name for path in trained.iterdir()} == {"checkpoint.pt", "model.pt", "evaluation", "pictures"}
     assert all(torch.isfinite(value).all() for value in read_state(trained / "model.pt").values())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -120,6 +121,11 @@ class EmbeddingMatcher:
             logger.log(logging.INFO if absent else logging.WARNING, "it is computed now: %s", error)
         fingerprint = source_fingerprint(item)
         store.put(item, self.embedder(item), fingerprint)
+        for _ in range(20):
+            try:
+                return store.get(item)
+            except FileNotFoundError:  # another process is just putting its own in the place of this one
+                time.sleep(0.05)
         return store.get(item)
 
     def _query(self, source: Mapping[str, Any], points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
