@@ -218,7 +218,7 @@ def write_and_read(folder: str, image: str, seed: int, faults: Any) -> None:
 
 
 def test_processes_write_and_read_at_once(item: dict[str, Any], tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     faults = context.Queue()
     folder = str(tmp_path / "store")
     workers = [context.Process(target=write_and_read, args=(folder, item["image"], s, faults)) for s in (0, 1)]

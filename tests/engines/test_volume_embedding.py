@@ -171,7 +171,7 @@ def test_two_processes_share_the_volumes(items: list[dict[str, Any]], tmp_path: 
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")  # a forked child inherits locks of threads that it does not have
     results = context.Queue()
     workers = [context.Process(target=share, args=(r, port, str(tmp_path), items, results)) for r in (0, 1)]
     for worker in workers:
