@@ -14,8 +14,9 @@ from anatomy_ssl.data import public
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("bundles/*/docs/README.md"))]
 # names of files that the reader makes up, that a command writes, or that another program has
-READERS_OWN = {"scans.json", "slabs.json", "cases.json", "brats.json", "headneck.json", "datalist.json", "labelled.json"}
+READERS_OWN = {"scans.json", "cases.json", "brats.json", "headneck.json", "datalist.json", "labelled.json"}
 READERS_OWN |= {
+    "slabs.json",
     "radiographs.json",
     "nnUNetResEncUNetMPlans.json",
     "dataset.json",
