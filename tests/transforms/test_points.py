@@ -151,3 +151,21 @@ def test_without_a_label_the_origin_is_the_middle_of_the_bodys_box() -> None:
         origins.append(AnatomicalOrigind("label")(item)["origin"])
     assert origins[0].tolist() == [6.5, 10.5, 4.5]
     assert torch.equal(origins[1], origins[0] + 30)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+@pytest.mark.parametrize("threshold", [None, 60.5])
+def test_points_of_integers_are_those_of_floats(dtype: torch.dtype, threshold: float | None) -> None:
+    """The same foreground, labels and origins, also for labels that the type does not hold."""
+    floats = image(smooth_volume((20, 18, 22)).clip(0) // 8)
+    whole = MetaTensor(floats.as_tensor().to(dtype), affine=floats.affine)
+    steps = [ForegroundPointsd("image", threshold=threshold, step=s) for s in (2.0, 8.0)]
+    labels = [None, [0], [60, 61, 62, 700, -1], list(range(50, 90))]
+    for transform in [*steps, *[LabelPointsd("image", "foreground", chosen) for chosen in labels]]:
+        points = [transform({"image": volume})["foreground"] for volume in (floats, whole)]
+        assert len(points[0]) > 0
+        assert torch.equal(points[0], points[1])
+    for chosen in ([60, 61], None):
+        prepared = [steps[0]({"image": volume}) for volume in (floats, whole)]
+        origins = [AnatomicalOrigind("image", chosen)(item)["origin"] for item in prepared]
+        assert torch.equal(origins[0], origins[1])

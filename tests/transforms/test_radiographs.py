@@ -9,6 +9,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
 from monai.data import MetaTensor
+from monai.transforms import Compose, Transposed
 from PIL import Image
 
 from anatomy_ssl.data.reading import BadImageError
@@ -31,6 +32,19 @@ def test_files_of_every_kind_become_one_grey_channel(tmp_path: Path, mode: str) 
     grey = GreyScaled("image")(loaded)["image"]
     assert grey.shape == (1, 9, 12)
     np.testing.assert_allclose(grey[0].T, values, atol=0.51)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16])
+@pytest.mark.parametrize("size", [(16, 16), (40, 40), (20, 30)])
+def test_integers_become_what_floats_become(channels: int, dtype: torch.dtype, size: tuple[int, int]) -> None:
+    """Grey, turned and resized; one grey channel stays as it is stored."""
+    values = torch.randint(0, 256, (channels, 30, 20), generator=torch.Generator().manual_seed(0))
+    steps = Compose([GreyScaled("image"), Transposed("image", [0, 2, 1]), ResizeToCoverd("image", size)])
+    whole, floats = (MetaTensor(values.to(t)) for t in (dtype, torch.float32))
+    assert GreyScaled("image")({"image": whole})["image"].dtype == (dtype if channels < 3 else torch.float32)
+    found, expected = (steps({"image": image})["image"].as_tensor() for image in (whole, floats))
+    assert torch.equal(found.float(), expected)
 
 
 def test_too_many_channels() -> None:
@@ -109,6 +123,14 @@ def test_window_of_the_header_in_both_polarities(tmp_path: Path, dtype: type, re
     np.testing.assert_allclose(found, values.clip(749.5, 1249.5))
     white_is_low = shown(files[1])
     np.testing.assert_allclose(white_is_low - white_is_low.min(), 500 - (found - 749.5))
+
+
+def test_windows_of_integers_are_those_of_floats(tmp_path: Path) -> None:
+    """Whose ends may lie between integers."""
+    path = dicom(tmp_path / "a.dcm", VALUES, **{"0028|1050": "1000", "0028|1051": "501"})
+    whole = LoadVolumed("image", spatial_dims=2, channels=None, keep_integers=True)({"image": path})
+    assert whole["image"].dtype == torch.int16
+    np.testing.assert_array_equal(DicomWindowd("image")(whole)["image"][0].T.numpy(), shown(path))
 
 
 def test_without_a_window_air_is_dark_in_both_polarities(tmp_path: Path) -> None:

@@ -64,3 +64,16 @@ def test_off_looks_at_nothing(mode: str) -> None:
 def test_unknown_mode() -> None:
     with pytest.raises(ValueError, match="shift or off"):
         CheckHounsfieldd("image", mode="guess")
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32])
+def test_integers_are_judged_as_floats_are_and_stay_integers(dtype: torch.dtype) -> None:
+    signed, unsigned = ct().round(), (ct() + 1024).clamp(min=0).round()
+    assert torch.equal(torch.as_tensor(check(signed.to(dtype))), signed.to(dtype))
+    with pytest.raises(BadImageError, match="unsigned"):
+        check(unsigned.to(dtype))
+    shifted = check(unsigned.to(dtype), "shift")
+    assert shifted.dtype == dtype
+    assert torch.equal(torch.as_tensor(shifted).float(), unsigned - 1024)
+    with pytest.raises(BadImageError, match="no Hounsfield units"):
+        check((ct() / 10).clamp(-100, 100).to(torch.int8))

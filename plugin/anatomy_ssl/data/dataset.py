@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
@@ -14,7 +15,9 @@ from monai.data import CacheDataset
 from monai.transforms import Compose, Randomizable, Transform
 from monai.transforms.traits import RandomizableTrait
 
-from anatomy_ssl.data.reading import BadImageError, first_path
+from anatomy_ssl.data.reading import BadImageError, as_bad_image
+from anatomy_ssl.data.scan_store import ScanStore
+from anatomy_ssl.data.store_building import build_store
 
 logger = logging.getLogger(__name__)
 
@@ -34,12 +37,15 @@ class ScanDataset(CacheDataset):
             length of an epoch is known.
         seed: of the random transforms.
         cache_rate: share of the prepared volumes kept in memory.
-        num_workers: threads that prepare them.
+        num_workers: threads that prepare them (with a store, processes).
         progress: whether to show a progress bar where there is a terminal.
+        store: folder of a `ScanStore`, to which volumes are written that are not there yet, and from which they are
+            mapped into memory when crops are cut: memory does not grow with the data set. None keeps them in memory.
 
     Raises:
         BadImageError: under "raise", at the first bad image.
         ValueError: when no image is left.
+        OSError: the disk of the store is too small.
     """
 
     def __init__(
@@ -51,29 +57,45 @@ class ScanDataset(CacheDataset):
         cache_rate: float = 1.0,
         num_workers: int = 2,
         progress: bool = True,
+        store: str | os.PathLike[str] | None = None,
     ) -> None:
         if on_bad_image not in ("raise", "skip"):
             raise ValueError(f"on_bad_image must be 'raise' or 'skip', not {on_bad_image!r}")
         self.on_bad_image, self.seed = on_bad_image, seed
         self.skipped: list[BadImageError] = []
-        steps = transform if callable(transform) else Compose(list(transform))
+        # a composition within one counts as random, and all of it would run anew for every crop
+        steps = flat_chain(transform)
+        self.store = None if store is None else ScanStore(store, steps.transforms[: first_random(steps)])
+        self._bad: dict[int, BadImageError] = {}
         # crops are copies already, so the cached volume needs none
         super().__init__(
             data,
             steps,
-            cache_rate=cache_rate,
+            cache_rate=cache_rate if store is None else 0.0,
             num_workers=num_workers,
             progress=progress and sys.stderr.isatty(),
             copy_cache=False,
         )
-        if on_bad_image == "skip":
+        if self.store is not None:
+            self._bad = self._build_store(num_workers, progress)
+        if on_bad_image == "skip" or self.store is not None:
             self._leave_out_bad_images()
         if len(self.data) == 0:
             raise ValueError(f"no image is left of {len(data)}: " + "; ".join(str(e) for e in self.skipped[:3]))
 
-    def _load_cache_item(self, idx: int) -> Any:
+    def _build_store(self, num_workers: int, progress: bool) -> dict[int, BadImageError]:
+        assert self.store is not None
         try:
-            item = super()._load_cache_item(idx)
+            return build_store(self.store, self.data, num_workers, self.on_bad_image, progress)
+        except (BadImageError, OSError, TypeError) as error:
+            logger.error("%s", error)  # MONAI's bundle wraps what happens at construction in messages of its own
+            raise
+
+    def _load_cache_item(self, idx: int) -> Any:
+        if idx in self._bad:
+            return self._bad[idx]
+        try:
+            item = super()._load_cache_item(idx) if self.store is None else self.store.get(self.data[idx])
             self._try_random_part(item)
             return item
         except Exception as error:
@@ -89,9 +111,7 @@ class ScanDataset(CacheDataset):
 
     def _try_random_part(self, item: Any) -> None:
         """Draw once from a prepared item: a volume may be good and yet too small for the crop."""
-        start = self.transform.get_index_of_first(
-            lambda t: isinstance(t, RandomizableTrait) or not isinstance(t, Transform)
-        )
+        start = first_random(self.transform)
         if start is not None:
             self.transform(item, start=start, threading=True)
 
@@ -103,6 +123,7 @@ class ScanDataset(CacheDataset):
             if isinstance(item, BadImageError):
                 bad[i] = item
         self.skipped = list(bad.values())
+        self._bad = {}
         self.data = [item for i, item in enumerate(self.data) if i not in bad]
         self._cache = [item for i, item in prepared.items() if i not in bad]
         self.cache_num = len(self._cache)
@@ -117,7 +138,16 @@ class ScanDataset(CacheDataset):
 
     def prepared(self, index: int) -> dict[str, Any]:
         """Item `index` after the deterministic transforms, from memory where it is there; not to be changed."""
+        if self.store is not None:
+            return self.store.get(self.data[index])
         return self._cache[index] if index < len(self._cache) else self._load_cache_item(index)
+
+    def _transform(self, index: int) -> Any:
+        if self.store is None:
+            return super()._transform(index)
+        start = first_random(self.transform)
+        item = self.prepared(index)
+        return item if start is None else self.transform(item, start=start)
 
     def __getitem__(self, key: Any) -> Any:
         """Item `index` with the random views of `epoch`, for the key `(epoch, index)`."""
@@ -134,17 +164,6 @@ class ScanDataset(CacheDataset):
             raise as_bad_image(error, self.data[index]) or error from error
 
 
-def as_bad_image(error: BaseException, item: dict[str, Any]) -> BadImageError | None:
-    """The bad image behind an error of MONAI's transform chain; None where the fault is not the image's."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, BadImageError):
-            known = cause.path in ("image", "volume", "")
-            return BadImageError(first_path(item["image"]), cause.cause) if known else cause
-        cause = cause.__cause__ or cause.__context__
-    return None
-
-
 def subject_ids(names: Sequence[str]) -> torch.Tensor:
     """Names of patients `(N,)` as int64 that are the same in every process and run (first 8 bytes of a BLAKE2 hash)."""
 
@@ -152,3 +171,14 @@ def subject_ids(names: Sequence[str]) -> torch.Tensor:
         return int.from_bytes(blake2b(str(name).encode(), digest_size=8).digest(), "big", signed=True)
 
     return torch.tensor([number(name) for name in names], dtype=torch.int64)
+
+
+def flat_chain(transform: Sequence[Callable] | Callable) -> Compose:
+    """Transforms as one composition without others in it: MONAI takes a composition for random, whatever it holds."""
+    chain = transform if callable(transform) else Compose(list(transform))
+    return chain.flatten() if type(chain) is Compose else Compose([chain])
+
+
+def first_random(chain: Compose) -> int | None:
+    """Where the random part of a composition begins, as MONAI's `CacheDataset` finds it; None where there is none."""
+    return chain.get_index_of_first(lambda t: isinstance(t, RandomizableTrait) or not isinstance(t, Transform))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,20 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 import torch
+from isal import isal_zlib
 from monai.config import PathLike
 from monai.data import ImageReader, MetaTensor, NibabelReader, PILReader
-from monai.data.utils import to_affine_nd
+from monai.data.utils import correct_nifti_header_if_necessary, to_affine_nd
 from monai.transforms import LoadImage
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
+from anatomy_ssl.data.nifti import c_ordered, exact_dtype, open_nifti, voxels
+
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _NIFTI = (".nii", ".nii.gz")
-_UNREADABLE = (
+_UNREADABLE: tuple[Any, ...] = (
     *(OSError, EOFError, TypeError, ValueError, RuntimeError),
-    *(zlib.error, nib.filebasedimages.ImageFileError),
+    *(zlib.error, isal_zlib.error, nib.filebasedimages.ImageFileError),
 )
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 # cosine between two voxel axes from which a volume counts as sheared (0.6 degrees; headers are rounded to float32)
@@ -43,6 +45,17 @@ class BadImageError(ValueError):
     def __reduce__(self) -> tuple[type[BadImageError], tuple[str, str]]:
         """Survive the way from a data loader's worker process."""
         return type(self), (self.path, self.cause)
+
+
+def as_bad_image(error: BaseException, item: Mapping[str, Any]) -> BadImageError | None:
+    """The bad image behind an error of MONAI's transform chain; None where the fault is not the image's."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, BadImageError):
+            known = cause.path in ("image", "volume", "")
+            return BadImageError(first_path(item["image"]), cause.cause) if known else cause
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def first_path(image: PathLike | Sequence[PathLike]) -> Path:
@@ -124,16 +137,70 @@ def read_series(files: Sequence[str]) -> sitk.Image:
     return image
 
 
+class NiftiReader(NibabelReader):
+    """MONAI's reader with every file read once: compressed ones are inflated in memory, to their checksum."""
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
+        """The nibabel image of a file, or the images of several.
+
+        Raises:
+            BadImageError: when an affine places nothing. MONAI mends headers whose spacing and affine disagree, and
+                would mend such ones, too.
+        """
+        self.filenames = ensure_tuple(data)
+        images = []
+        for name in self.filenames:
+            image = open_nifti(Path(str(name)))
+            problem = check_affine(image.affine, 3)
+            if problem:
+                raise BadImageError(name, problem)
+            images.append(correct_nifti_header_if_necessary(image))
+        return images if len(images) > 1 else images[0]
+
+    def _get_array_data(self, img: Any, filename: Any = None) -> np.ndarray:
+        return voxels(img)
+
+
+class TypedReader(ImageReader):
+    """Another reader, whose arrays come in the type that a tensor has in the end: one pass, where MONAI takes three.
+
+    Args:
+        reader: any of MONAI's or of the above.
+        keep_integers: see `read_image`.
+    """
+
+    def __init__(self, reader: ImageReader, keep_integers: bool) -> None:
+        self.reader, self.keep_integers = reader, keep_integers
+
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        """As of the other."""
+        return self.reader.verify_suffix(filename)
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
+        """As of the other."""
+        return self.reader.read(data, **kwargs)
+
+    def get_data(self, img: Any) -> tuple[np.ndarray, dict]:
+        """The other's array, C ordered, in its final type, and the other's metadata."""
+        array, meta = self.reader.get_data(img)
+        return c_ordered(array, exact_dtype(array) if self.keep_integers else np.dtype(np.float32)), meta
+
+
 @lru_cache(maxsize=1)
 def _loader() -> LoadImage:
     """One loader for all images: making it looks for every optional reader and warns of those that are absent."""
-    return LoadImage(image_only=True, ensure_channel_first=True)
+    return LoadImage(image_only=True, dtype=None, ensure_channel_first=True)
 
 
-def read_image(path: PathLike | Sequence[PathLike]) -> MetaTensor:
-    """Read any supported image as float32, channel first, with its affine (voxel to world mm, RAS+).
+def read_image(path: PathLike | Sequence[PathLike], keep_integers: bool = False) -> MetaTensor:
+    """Read any supported image, channel first, with its affine (voxel to world mm, RAS+).
 
     NIfTI by nibabel, PNG and JPEG by Pillow, everything else by SimpleITK.
+
+    Args:
+        path: file, folder of one DICOM series, or list of the files of one.
+        keep_integers: False gives float32. True gives integers that the file holds unscaled as they are: 8 bits or
+            int16 in their type, wider ones as int16 or int32, by their values; all else float32.
 
     Raises:
         BadImageError: when the file is missing, damaged or of an unknown kind.
@@ -144,33 +211,18 @@ def read_image(path: PathLike | Sequence[PathLike]) -> MetaTensor:
     name = file.name.lower()
     reader: ImageReader
     if name.endswith(_NIFTI):
-        reader = NibabelReader()
+        reader = NiftiReader()
     elif name.endswith(_PICTURES):
         reader = PILReader()
     else:
         reader = SimpleITKReader()
     try:
-        if name.endswith(_NIFTI):
-            check_gzip(file)
-            # MONAI mends headers whose spacing and affine disagree; an affine that places nothing must not get so far
-            header: Any = nib.load(file)
-            problem = check_affine(header.affine, 3)
-            if problem:
-                raise BadImageError(path, problem)
-        return _loader()(path, reader=reader)
+        return _loader()(path, reader=TypedReader(reader, keep_integers))
     except BadImageError:
         raise
     except _UNREADABLE as error:
         cause = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise BadImageError(path, f"cannot be read ({cause}); it may be truncated or of another format") from error
-
-
-def check_gzip(file: Path) -> None:
-    """Read a compressed file to the checksum at its end: nibabel stops before, and takes damaged voxels for good."""
-    if file.name.lower().endswith(".gz"):
-        with gzip.open(file) as stream:
-            while stream.read(1 << 22):
-                pass
 
 
 def check_affine(affine: torch.Tensor | np.ndarray, spatial_dims: int) -> str | None:
@@ -221,7 +273,9 @@ def check_volume(volume: MetaTensor, path: Any, spatial_dims: int = 3, channels:
     problem = check_affine(volume.affine, spatial_dims)
     if problem:
         raise BadImageError(path, problem)
-    finite = torch.isfinite(volume.as_tensor())
-    if not finite.all():
-        raise BadImageError(path, f"{int((~finite).sum())} of its voxels are NaN or infinite: clean or leave it out")
+    values = volume.as_tensor()
+    # lowest and highest are NaN where anything is, and much faster found than what is finite
+    if values.is_floating_point() and not torch.stack(torch.aminmax(values)).isfinite().all():
+        count = int((~values.isfinite()).sum())
+        raise BadImageError(path, f"{count} of its voxels are NaN or infinite: clean or leave it out")
     return volume

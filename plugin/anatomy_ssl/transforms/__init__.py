@@ -7,8 +7,10 @@ from .distortions import RandCoarseDropout, RandCoarseShuffle, RandomViews
 from .findings import FindingsVectord
 from .grid_views import RandGridViewsd, match_cells
 from .heat_map import ClassProbabilitiesd, HeatMapd, SaveHeatMapsd
+from .intensity import ScaleRangePercentilesd
 from .labels import CheckCoveraged, ClassIndexd, LabelPresenced, LabelVolumed
 from .load import LoadVolumed
+from .lookup import IntensityLookupd
 from .masks import StructureMasksd, mask_keys
 from .overlapping_patches import RandOverlappingPatchesd
 from .padded_crops import padded_crops_at
@@ -29,6 +31,7 @@ __all__ = [
     "ForegroundPointsd",
     "GreyScaled",
     "HeatMapd",
+    "IntensityLookupd",
     "LabelPointsd",
     "LabelPresenced",
     "LabelVolumed",
@@ -43,6 +46,7 @@ __all__ = [
     "RandomViews",
     "ResizeToCoverd",
     "SaveHeatMapsd",
+    "ScaleRangePercentilesd",
     "StructureMasksd",
     "block_mask",
     "crops_at",

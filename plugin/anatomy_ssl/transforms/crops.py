@@ -13,6 +13,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Randomizable
 from monai.utils import ensure_tuple_rep
 
+from anatomy_ssl.data.lookup_volume import Volume, read_boxes
 from anatomy_ssl.data.reading import BadImageError
 from anatomy_ssl.transforms.points import voxel_to_world
 
@@ -35,7 +36,7 @@ def half_extent(affine: torch.Tensor, roi_size: Sequence[int], spacing: Sequence
 
 
 def clamp_centres(
-    volume: MetaTensor, centres: torch.Tensor, roi_size: Sequence[int], spacing: Sequence[float] | None
+    volume: Volume, centres: torch.Tensor, roi_size: Sequence[int], spacing: Sequence[float] | None
 ) -> torch.Tensor:
     """Move crop centres so that whole crops lie in the volume, and without `spacing` on the voxel grid.
 
@@ -68,7 +69,7 @@ def clamp_centres(
 
 
 def crops_at(
-    volume: MetaTensor,
+    volume: Volume,
     centres: torch.Tensor,
     roi_size: Sequence[int],
     spacing: Sequence[float] | None = None,
@@ -92,12 +93,10 @@ def crops_at(
     """
     voxel = clamp_centres(volume, centres, roi_size, spacing)
     position = voxel_to_world(volume.affine, voxel)
-    values = volume.as_tensor()
     if spacing is None:
         starts = (voxel - half_extent(volume.affine, roi_size, None)).round().long()
-        boxes = [tuple(slice(int(a), int(a) + r) for a, r in zip(start, roi_size)) for start in starts]
-        return torch.stack([values[(slice(None),) + box] for box in boxes]), position
-    return sample_volume(values, world_axes_grid(volume.affine, voxel, roi_size, spacing), mode), position
+        return read_boxes(volume, starts, roi_size), position
+    return sample_at(volume, world_axes_grid(volume.affine, voxel, roi_size, spacing), mode), position
 
 
 def world_axes_grid(
@@ -125,6 +124,19 @@ def sample_volume(values: torch.Tensor, voxels: torch.Tensor, mode: str = "bilin
     source = values[None].expand(len(voxels), *values.shape)
     # grid_sample wants the last spatial axis first
     return F.grid_sample(source, grid.flip(-1).to(values), mode, "border", align_corners=True)
+
+
+def sample_at(volume: Volume, voxels: torch.Tensor, mode: str = "bilinear") -> torch.Tensor:
+    """Values `(N, C, *roi)` of a volume at voxels `(N, *roi, D)`, of which it reads the boxes; its border goes on."""
+    last = torch.as_tensor(volume.shape[1:]) - 1
+    crops = []
+    for places in voxels:
+        flat = places.reshape(-1, places.shape[-1])
+        low = torch.minimum(flat.amin(0).floor().long().clamp(min=0), last)
+        high = torch.maximum(torch.minimum(flat.amax(0).ceil().long(), last), low)
+        box = read_boxes(volume, low[None], (high - low + 1).tolist())[0]
+        crops.append(sample_volume(box, places[None] - low, mode)[0])
+    return torch.stack(crops)
 
 
 class RandPhysicalCropsd(Randomizable, MapTransform):
@@ -180,7 +192,7 @@ class RandPhysicalCropsd(Randomizable, MapTransform):
         self.mode = ensure_tuple_rep(mode, len(self.keys))
         self.position_key = position_key
 
-    def draw_centres(self, data: Mapping[Hashable, Any], volume: MetaTensor) -> torch.Tensor:
+    def draw_centres(self, data: Mapping[Hashable, Any], volume: Volume) -> torch.Tensor:
         """World mm `(num_samples, D)` of centres, before they are moved into the volume."""
         sets = {key: data[key] for key in self.candidates if len(data[key]) > 0}
         if not sets:
@@ -193,12 +205,14 @@ class RandPhysicalCropsd(Randomizable, MapTransform):
         shares[0] += 1 - shares.sum()
         drawn = self.R.choice(len(names), self.num_samples, p=shares)
         rows = self.R.random_sample(self.num_samples)
-        points = torch.stack([sets[names[i]][int(u * len(sets[names[i]]))] for i, u in zip(drawn, rows)])
+        points = torch.empty(self.num_samples, volume.ndim - 1)
+        for number, name in enumerate(names):
+            own = np.flatnonzero(drawn == number)
+            chosen = (rows[own] * len(sets[name])).astype(np.int64)
+            points[torch.from_numpy(own)] = sets[name][torch.from_numpy(chosen)]
         return points + torch.from_numpy(self.R.uniform(-self.jitter, self.jitter, tuple(points.shape))).float()
 
-    def check_same_place(
-        self, reference: MetaTensor, other: MetaTensor, centres: torch.Tensor, position: torch.Tensor
-    ) -> None:
+    def check_same_place(self, reference: Volume, other: Volume, centres: torch.Tensor, position: torch.Tensor) -> None:
         """Refuse a label map whose crops would lie elsewhere, or cover another extent, than the image's."""
         apart = float((position - centres).abs().max())
         same_voxels = torch.allclose(reference.affine[:-1, :-1], other.affine[:-1, :-1], atol=1e-3)
@@ -209,7 +223,7 @@ class RandPhysicalCropsd(Randomizable, MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> list[dict[Hashable, Any]]:
         """Crop every key at the same random places."""
         d = dict(data)
-        reference: MetaTensor = d[self.first_key(d)]
+        reference: Volume = d[self.first_key(d)]
         centres = self.draw_centres(d, reference)
         crops: dict[Hashable, torch.Tensor] = {}
         for i, (key, mode) in enumerate(self.key_iterator(d, self.mode)):

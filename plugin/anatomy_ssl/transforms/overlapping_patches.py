@@ -9,12 +9,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.config import KeysCollection
-from monai.data import MetaTensor
 from monai.transforms import MapTransform, Randomizable
 from monai.transforms.utils import create_rotate
 
+from anatomy_ssl.data.lookup_volume import Volume
 from anatomy_ssl.data.reading import BadImageError
 from anatomy_ssl.transforms.crops import world_to_voxel
+from anatomy_ssl.transforms.padded_crops import padded_box
 
 __all__ = ["RandOverlappingPatchesd"]
 
@@ -71,7 +72,7 @@ class RandOverlappingPatchesd(Randomizable, MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> list[dict[Hashable, Any]]:
         """Cut the pairs."""
         d = dict(data)
-        image: MetaTensor = d[self.first_key(d)]
+        image: Volume = d[self.first_key(d)]
         body = world_to_voxel(image.affine, d[self.points_key])
         shared = {k: v for k, v in d.items() if k not in (*self.keys, self.points_key)}
         items = []
@@ -114,11 +115,13 @@ class RandOverlappingPatchesd(Randomizable, MapTransform):
         place = torch.linalg.solve(matrix, (points - centre).T).T + last / 2
         return place, ((place >= 0) & (place <= last)).all(dim=1)
 
-    def _cut(self, image: MetaTensor, centre: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    def _cut(self, image: Volume, centre: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
         """The patch `(C, *patch_size)`, linearly interpolated, `background` beyond the volume."""
         steps = [torch.arange(n, dtype=torch.float64) - (n - 1) / 2 for n in self.patch_size]
         index = torch.stack(torch.meshgrid(*steps, indexing="ij"), dim=-1) @ matrix.T + centre
-        size = torch.as_tensor(image.shape[1:], dtype=torch.float64)
-        grid = (index / (size - 1).clamp(min=1) * 2 - 1).flip(-1).float()  # grid_sample wants the last axis first
-        values = image.as_tensor().float() - self.background
+        # one voxel more than the patch reaches on every side, such that it fades into the background beyond the volume
+        low = index.reshape(-1, len(steps)).amin(0).floor().long() - 1
+        size = index.reshape(-1, len(steps)).amax(0).ceil().long() + 2 - low
+        grid = ((index - low) / (size - 1).double() * 2 - 1).flip(-1).float()  # grid_sample wants the last axis first
+        values = padded_box(image, low.tolist(), size.tolist(), self.background) - self.background
         return F.grid_sample(values[None], grid[None], align_corners=True)[0] + self.background

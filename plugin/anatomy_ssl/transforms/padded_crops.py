@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from monai.data import MetaTensor
 
-from anatomy_ssl.transforms.crops import half_extent, sample_volume, world_axes_grid, world_to_voxel
+from anatomy_ssl.data.lookup_volume import Volume, lowest_value, read_boxes
+from anatomy_ssl.transforms.crops import half_extent, sample_at, world_axes_grid, world_to_voxel
 from anatomy_ssl.transforms.points import voxel_to_world
 
 __all__ = ["inside_volume", "padded_crops_at"]
 
 
-def inside_volume(volume: MetaTensor, points: torch.Tensor) -> torch.Tensor:
+def inside_volume(volume: Volume, points: torch.Tensor) -> torch.Tensor:
     """Which points `(N, D)` in world mm lie in one of the volume's voxels, `(N,)` booleans; NaN lies nowhere."""
     voxel = world_to_voxel(volume.affine, points)
     last = torch.as_tensor(volume.shape[1:], dtype=torch.float64) - 0.5
@@ -22,7 +22,7 @@ def inside_volume(volume: MetaTensor, points: torch.Tensor) -> torch.Tensor:
 
 
 def padded_crops_at(
-    volume: MetaTensor,
+    volume: Volume,
     centres: torch.Tensor,
     roi_size: Sequence[int],
     spacing: Sequence[float] | None = None,
@@ -45,28 +45,30 @@ def padded_crops_at(
         crops `(N, C, *roi_size)` and their true centres `(N, D)` in world mm, float32.
     """
     voxel = world_to_voxel(volume.affine, centres)
-    values = volume.as_tensor()
     if spacing is not None:
         grid = world_axes_grid(volume.affine, voxel, roi_size, spacing)
-        crops = sample_volume(values, grid, mode)
-        last = torch.as_tensor(values.shape[1:], dtype=torch.float64) - 0.5
+        crops = sample_at(volume, grid, mode)
+        last = torch.as_tensor(volume.shape[1:], dtype=torch.float64) - 0.5
         outside = ((grid < -0.5) | (grid > last)).any(dim=-1)[:, None]
-        return (torch.where(outside, values.min(), crops) if outside.any() else crops), centres.float()
+        return (torch.where(outside, lowest_value(volume), crops) if outside.any() else crops), centres.float()
     reach = half_extent(volume.affine, roi_size, None)
     starts = (voxel - reach).round()
-    boxes = [padded_box(values, start.long().tolist(), roi_size) for start in starts]
+    boxes = [padded_box(volume, start, roi_size) for start in starts.long().tolist()]
     return torch.stack(boxes), voxel_to_world(volume.affine, starts + reach)
 
 
-def padded_box(values: torch.Tensor, start: Sequence[int], size: Sequence[int]) -> torch.Tensor:
-    """The box `(C, *size)` of a volume `(C, *spatial)` that begins at voxel `start`, which may lie outside; a copy."""
+def padded_box(volume: Volume, start: Sequence[int], size: Sequence[int], value: float | None = None) -> torch.Tensor:
+    """The box `(C, *size)` of a volume `(C, *spatial)` that begins at voxel `start`, a copy.
+
+    What lies outside of the volume gets `value`, by default the volume's lowest.
+    """
     before = [min(max(-a, 0), n) for a, n in zip(start, size)]
-    after = [min(max(a + n - length, 0), n) for a, n, length in zip(start, size, values.shape[1:])]
-    inner = tuple(slice(max(a, 0), max(a + n, 0)) for a, n in zip(start, size))
-    box = values[(slice(None),) + inner]
+    after = [min(max(a + n - length, 0), n) for a, n, length in zip(start, size, volume.shape[1:])]
+    inner = [n - b - a for n, b, a in zip(size, before, after)]
+    if min(inner) <= 0:
+        return torch.full((volume.shape[0], *size), lowest_value(volume) if value is None else value)
+    box = read_boxes(volume, torch.tensor([start]).clamp(min=0), inner)[0]
     if not any(before) and not any(after):
-        return box.clone()
-    if box.numel() == 0:
-        return values.new_full((values.shape[0], *size), float(values.min()))
+        return box
     pads = [n for pair in reversed(list(zip(before, after))) for n in pair]
-    return F.pad(box, pads, value=float(values.min()))
+    return F.pad(box, pads, value=lowest_value(volume) if value is None else value)

@@ -93,7 +93,8 @@ class ForegroundPointsd(MapTransform):
         for key in self.key_iterator(d):
             image: MetaTensor = d[key]
             stride = [max(1, round(self.step / float(s))) for s in image.pixdim[: image.ndim - 1]]
-            grid = image.as_tensor()[0][tuple(slice(s // 2, None, s) for s in stride)].numpy()
+            # floats, by which a volume of integers has the same threshold as one of floats
+            grid = image.as_tensor()[0][tuple(slice(s // 2, None, s) for s in stride)].float().numpy()
             index = np.argwhere(body_mask(grid, self.threshold))
             if len(index) == 0:
                 raise BadImageError(
@@ -135,8 +136,11 @@ class LabelPointsd(MapTransform):
 
 def label_mask(values: torch.Tensor, labels: list[int] | None = None) -> torch.Tensor:
     """Where a label map carries one of the labels (None: any but zero); boolean, of the same shape."""
-    rounded = values.round()
-    return rounded != 0 if labels is None else torch.isin(rounded, torch.tensor(labels, dtype=values.dtype))
+    rounded = values.round() if values.is_floating_point() else values
+    if labels is None:
+        return rounded != 0
+    # in float32, which holds labels that an integer type of the map does not
+    return torch.isin(rounded, torch.tensor(labels, dtype=torch.promote_types(values.dtype, torch.float32)))
 
 
 def label_points(label: MetaTensor, labels: list[int] | None = None, max_points: int | None = None) -> torch.Tensor:

@@ -86,7 +86,8 @@ class GreyScaled(MapTransform):
             if channels > 4:
                 raise BadImageError(d.get("source", key), f"has {channels} channels, a radiograph has 1 to 4")
             if channels >= 3:
-                weights = torch.tensor(LUMINANCE, dtype=image.dtype).view(3, *[1] * (image.ndim - 1))
+                floats = torch.promote_types(image.dtype, torch.float32)
+                weights = torch.tensor(LUMINANCE, dtype=floats).view(3, *[1] * (image.ndim - 1))
                 d[key] = (image[:3] * weights).sum(dim=0, keepdim=True)
             else:
                 d[key] = image[:1]

@@ -79,4 +79,4 @@ class CheckHounsfieldd(MapTransform):
 
 def _body_intensity(values: torch.Tensor) -> float:
     """The median of the brighter part of a volume, what lies above its mean: soft tissue, in any body part."""
-    return float(values[values > values.mean()].median())
+    return float(values[values > values.mean(dtype=torch.float64)].median())
