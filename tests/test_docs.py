@@ -17,6 +17,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT
 READERS_OWN = {"scans.json", "cases.json", "brats.json", "headneck.json", "datalist.json", "labelled.json"}
 READERS_OWN |= {
     "slabs.json",
+    "recipe.json",
     "radiographs.json",
     "nnUNetResEncUNetMPlans.json",
     "dataset.json",

@@ -353,6 +353,41 @@ def landmarks(
     print(f"wrote {path}")
 
 
+def store_build(*, datalist: str, output: str, config_file: Any, workers: int = 2, **options: Any) -> None:
+    """Prepare the scans of a pre-training and keep them for it, and any other of the same preparation (docs/store.md).
+
+    Args:
+        datalist: folder of scans or datalist JSON, the dataset_dir of the training.
+        output: folder of the store, the crop_store of the training.
+        config_file: pretrain.yaml, or a list with the overlays that the training will have.
+        workers: processes that prepare scans.
+        options: further keys of the config, as the training will get them.
+    """
+    from anatomy_ssl.engines.crop_store import build_crop_store
+
+    files = [config_file] if isinstance(config_file, str) else [str(file) for file in config_file]
+    store, count, bad = build_crop_store(files, str(datalist), str(output), int(workers), options)
+    size = sum(path.stat().st_size for path in store.folder.glob("*.safetensors"))
+    print(f"{store.folder} holds {count - len(bad)} of {count} scans, {size / 1e6:.1f} MB")
+    print(f"train with --crop_store {output}")
+
+
+def store_check(folder: str) -> None:
+    """Compare the checksums of all stored scans, and whether their sources have changed.
+
+    Args:
+        folder: of the store.
+    """
+    from anatomy_ssl.data.store_building import check_store
+
+    counts, problems = check_store(str(folder))
+    for name, count in counts.items():
+        print(f"{name}: {count} scans")
+    if problems:
+        raise ValueError(f"{len(problems)} are not sound: " + "; ".join(problems))
+    print(f"{folder} is sound")
+
+
 COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "phantom": phantom,
     "datalist": datalist,
@@ -365,6 +400,7 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "import-released": import_released,
     "match": match,
     "landmarks": landmarks,
+    "store": {"build": store_build, "check": store_check},
     "zoo": {"verify": zoo_verify, "pack": zoo_pack, "push": zoo_push},
 }
 

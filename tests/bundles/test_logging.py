@@ -15,6 +15,7 @@ from tests.bundles.runs import config_files, parsed, run
 
 QUALITY = {"rho_within", "rho_across", "position_error_mm", "position_r2", "rankme", "spread", "collapsed"}
 LOSSES = {"loss", "loss_distance", "loss_barlow"}
+SPEED = {"samples_per_second", "data_wait", "memory_mb", "seconds_left"}
 # two patients at least, for what is measured across patients
 THREE_TO_VALIDATE = "$anatomy_ssl.data.load_datalist(@dataset_dir, 'all')[:3]"
 
@@ -34,8 +35,8 @@ def test_tensorboard_holds_every_term_and_metric(logged: Path) -> None:
     events = EventAccumulator(str(logged / "tensorboard"))
     events.Reload()
     iterations = {"iteration/loss", "iteration/distance", "iteration/barlow"}
-    assert set(events.Tags()["scalars"]) == QUALITY | LOSSES | iterations
-    for tag in QUALITY | LOSSES:
+    assert set(events.Tags()["scalars"]) == QUALITY | LOSSES | SPEED | iterations
+    for tag in QUALITY | LOSSES | SPEED:
         assert [event.step for event in events.Scalars(tag)] == [1, 2], tag
         assert all(torch.isfinite(torch.tensor(event.value)) for event in events.Scalars(tag)), tag
     for tag in iterations:
@@ -61,7 +62,7 @@ def test_mlflow_holds_training_and_validation_in_one_run(cohort: Path, tmp_path:
     (only,) = client.search_runs([experiment.experiment_id])
     assert only.info.run_name == str(output)
     assert only.info.status == "FINISHED"
-    assert set(only.data.metrics) == QUALITY | LOSSES - {"loss_barlow"}
+    assert set(only.data.metrics) == QUALITY | SPEED | LOSSES - {"loss_barlow"}
     for name in only.data.metrics:
         assert [metric.step for metric in client.get_metric_history(only.info.run_id, name)] == [1, 2], name
 

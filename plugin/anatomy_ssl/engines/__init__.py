@@ -10,17 +10,21 @@ from .grid_batch import PrepareGridViews
 from .grid_evaluation import GridEvaluation
 from .heat_map import ClassActivationInferer
 from .label_probe import LabelProbe
+from .memory import keep_freed_memory
 from .pair_batch import PreparePairs
 from .parameters import decayed_parameters, layerwise_parameters
 from .patch_batch import PreparePatches
 from .prepare_batch import PrepareViews
 from .probe import LesionProbe
+from .step import AccumulatedStep, AutocastInferer, memory_format
 from .ten_crop import TenCropInferer
 from .tokens import TokenExtraction, TokenInferer
 from .visual import CorrespondenceTest, LandmarkTest
 from .volume_embedding import ensure_embedding, prepare_embeddings
 
 __all__ = [
+    "AccumulatedStep",
+    "AutocastInferer",
     "ClassActivationInferer",
     "CorrespondenceTest",
     "CosegmentationTest",
@@ -42,6 +46,8 @@ __all__ = [
     "decayed_parameters",
     "embed_crops",
     "ensure_embedding",
+    "keep_freed_memory",
     "layerwise_parameters",
+    "memory_format",
     "prepare_embeddings",
 ]

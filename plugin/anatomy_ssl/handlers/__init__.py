@@ -13,6 +13,7 @@ from .predictions import ClassifierTables
 from .probabilities import SaveProbabilities
 from .schedules import LearningRate, TeacherTemperature, WeightDecay
 from .segmentation_pictures import SegmentationPictures
+from .throughput import ThroughputHandler
 from .training import (
     ClipGradients,
     CollapseAlarm,
@@ -44,6 +45,7 @@ __all__ = [
     "SegmentationPictures",
     "StopOnNonFiniteLoss",
     "TeacherTemperature",
+    "ThroughputHandler",
     "TrainingCheckpoint",
     "WeightDecay",
     "own_process_group",

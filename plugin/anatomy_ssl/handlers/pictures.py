@@ -10,6 +10,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from anatomy_ssl.data.dataset import ScanDataset
+from anatomy_ssl.data.lookup_volume import LookupVolume
 from anatomy_ssl.figures.crops import crop_overview_image
 
 
@@ -49,6 +50,7 @@ class CropPictures:
         from PIL import Image
 
         volume = self.dataset.prepared(self.index)[self.image_key]
+        volume = volume.to_metatensor() if isinstance(volume, LookupVolume) else volume
         crops = self.dataset[(engine.state.epoch, self.index)]
         extent = crops[0]["crop_spacing"] * torch.tensor(crops[0][self.image_key].shape[1:])
         centres = torch.stack([crop["position"] for crop in crops])
