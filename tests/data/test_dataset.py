@@ -11,9 +11,17 @@ import numpy as np
 import pytest
 import torch
 from monai.data import DataLoader
-from monai.transforms import EnsureTyped, Orientationd
+from monai.transforms import (
+    Compose,
+    EnsureTyped,
+    OneOf,
+    Orientationd,
+    RandGaussianNoised,
+    Randomizable,
+    RandShiftIntensityd,
+)
 
-from anatomy_ssl.data.dataset import ScanDataset
+from anatomy_ssl.data.dataset import ScanDataset, reseed
 from anatomy_ssl.data.reading import BadImageError
 from anatomy_ssl.data.sampler import EpochSampler
 from anatomy_ssl.transforms import ForegroundPointsd, LoadVolumed, RandPhysicalCropsd
@@ -212,3 +220,20 @@ def test_slices(write_nifti: Write) -> None:
     """MONAI's subsets go on working."""
     data = dataset(good(write_nifti, 3))
     assert_same_crops(data[1:][0], data[1])
+
+
+def test_seeding_anew_draws_what_monai_draws() -> None:
+    """Also with transforms that seed others in them, and never through the generator that the class shares."""
+
+    def transforms() -> Compose:
+        one_of = OneOf([RandGaussianNoised("image", prob=1.0), RandShiftIntensityd("image", 1.0, prob=1.0)])
+        return Compose([RandGaussianNoised("image", prob=0.5), one_of, RandShiftIntensityd("image", 1.0, prob=1.0)])
+
+    ours, theirs = transforms(), transforms()
+    shared = str(Randomizable.R.get_state())
+    for seed in (3, 3, 2**32 - 1, 4):
+        reseed(ours, seed)
+        theirs.set_random_state(seed=seed)
+        found = [chain({"image": torch.zeros(1, 4, 4)})["image"] for chain in (ours, theirs)]
+        assert torch.equal(*found) and found[0].abs().sum() > 0
+    assert str(Randomizable.R.get_state()) == shared

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 from torch import nn
@@ -171,6 +174,29 @@ def test_scaled_gradients_are_unscaled_once() -> None:
     for network, scaling in zip(networks, ((), (Scale(),))):
         trained(2, network, (*scaling, ClipGradients(network.parameters(), 0.05)))
     torch.testing.assert_close(*map(weights, networks), rtol=1e-6, atol=1e-7)
+
+
+def process(rank: int, port: int, folder: str) -> None:
+    """One of two, with its half of every batch."""
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    half = slice(2 * rank, 2 * rank + 2)
+    data = [{name: value[half] for name, value in batch.items()} for batch in batches()]
+    network = Net()
+    trained(2, nn.parallel.DistributedDataParallel(network), train_data_loader=data)
+    torch.save(weights(network), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_add_their_parts_up(tmp_path: Path) -> None:
+    """Four samples in two processes of two parts each are one batch of four."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(process, (port, str(tmp_path)), nprocs=2)
+    network = Net()
+    trained(None, network, train_data_loader=[{k: v[:4] for k, v in batch.items()} for batch in batches()])
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), weights(network), rtol=1e-5, atol=1e-6)
 
 
 class Nested(nn.Module):

@@ -14,6 +14,7 @@ import torch
 from monai.data import CacheDataset
 from monai.transforms import Compose, Randomizable, Transform
 from monai.transforms.traits import RandomizableTrait
+from monai.utils import MAX_SEED
 
 from anatomy_ssl.data.reading import BadImageError, as_bad_image
 from anatomy_ssl.data.scan_store import ScanStore
@@ -157,7 +158,7 @@ class ScanDataset(CacheDataset):
         if isinstance(self.transform, Randomizable):
             # four words of fixed width: NumPy drops leading zeros of larger ones, and two items would draw alike
             sequence = np.random.SeedSequence([self.seed, epoch & 0xFFFFFFFF, epoch >> 32, index])
-            self.transform.set_random_state(seed=int(sequence.generate_state(1)[0]))
+            reseed(self.transform, int(sequence.generate_state(1)[0]))
         try:
             return super().__getitem__(index)
         except Exception as error:
@@ -182,3 +183,23 @@ def flat_chain(transform: Sequence[Callable] | Callable) -> Compose:
 def first_random(chain: Compose) -> int | None:
     """Where the random part of a composition begins, as MONAI's `CacheDataset` finds it; None where there is none."""
     return chain.get_index_of_first(lambda t: isinstance(t, RandomizableTrait) or not isinstance(t, Transform))
+
+
+def reseed(chain: Compose, seed: int) -> None:
+    """As `chain.set_random_state(seed)`, with the generators that are there: to make them takes longer than a crop."""
+    _seed_one(chain, seed)
+    for transform in chain.transforms:
+        if isinstance(transform, Randomizable):
+            value = int(chain.R.randint(MAX_SEED, dtype="uint32"))
+            if type(transform).set_random_state is Randomizable.set_random_state:
+                _seed_one(transform, value)
+            else:
+                transform.set_random_state(seed=value)
+
+
+def _seed_one(transform: Randomizable, seed: int) -> None:
+    """Seed the generator of a transform alone; the class has one, too, for all transforms that were never seeded."""
+    if "R" in vars(transform):
+        transform.R.seed(seed % MAX_SEED)
+    else:
+        Randomizable.set_random_state(transform, seed=seed)
