@@ -216,8 +216,8 @@ def steps_on_the_image(steps: list[Any]) -> list[Any]:
     names = ("AnatomicalOrigind", "SelectItemsd", "ForegroundPointsd", "CheckCoveraged", "Compose")
     labels = ("label", "@label_key")
     rest = [s for s in steps if isinstance(s, str) or not (s["_target_"].endswith(names) or s["keys"] in labels)]
-    # training keeps the files' integers and looks intensities up, which gives the same (tests/transforms/test_lookup.py)
-    found = [s["intensity"] if not isinstance(s, str) and s["_target_"].endswith("IntensityLookupd") else s for s in rest]
+    # training keeps the files' integers and looks intensities up: the same, see tests/transforms/test_lookup.py
+    found = [s.get("intensity", s) if isinstance(s, dict) else s for s in rest]
     plain = [s if isinstance(s, str) else {**s, "keys": "image"} for s in found]
     return [s if isinstance(s, str) else {k: v for k, v in s.items() if k != "keep_integers"} for s in plain]
 

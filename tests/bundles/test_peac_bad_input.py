@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
+from monai.bundle import ConfigParser
+from monai.data import DataLoader
 from PIL import Image
 
-from tests.bundles.test_peac import train
+from tests.bundles.test_peac import CONFIGS, train
 
 KINDS = ("L", "RGB", "RGBA", "I;16")
 
@@ -86,6 +88,28 @@ def test_files_of_every_kind_train_alike(tmp_path: Path) -> None:
     for kind, weights in zip(KINDS[1:], found[1:]):
         for name, value in found[0].items():
             torch.testing.assert_close(weights[name], value, atol=1e-3, rtol=1e-2, msg=f"{kind}: {name}")
+
+
+def test_sixteen_bits_are_kept_where_they_are_wanted(tmp_path: Path) -> None:
+    """Views with more levels than bytes have, a byte's step apart at most; the same from memory and from a store."""
+    shades = np.add.outer(np.linspace(0, 30_000, 72), np.linspace(0, 20_000, 60)).astype(np.uint16)
+    for number in range(3):
+        Image.fromarray(shades + 500 * number).save(tmp_path / f"p{number}.png")
+    views = {}
+    for name, changes in {
+        "bytes": {"bits": 8},
+        "memory": {"bits": 16},
+        "store": {"bits": 16, "crop_store": str(tmp_path / "store")},
+    }.items():
+        parser = ConfigParser()
+        parser.read_config([str(CONFIGS / "pretrain.yaml"), str(CONFIGS / "demo.yaml")])
+        parser.update({"dataset_dir": str(tmp_path), "cell_size": 8, "validation_fraction": 0, **changes})
+        batch = next(iter(DataLoader(parser.get_parsed_content("train#dataset"), batch_size=3)))
+        torch.manual_seed(0)
+        views[name] = parser.get_parsed_content("validate#prepare_batch")(batch)[0][1]
+    assert torch.equal(views["memory"], views["store"])
+    assert len(views["memory"].unique()) > 256 >= len(views["bytes"].unique())
+    assert (views["memory"] - views["bytes"]).abs().max() <= 0.51 / 255 / 0.252 + 1e-4
 
 
 @pytest.mark.parametrize("how", CAUSES)

@@ -90,6 +90,13 @@ def test_resume_with_accumulation(method: str, data: dict[str, Path], tmp_path: 
     runs.assert_same_weights(whole, resumed)
 
 
+def test_activation_checkpointing(data: dict[str, Path], plain: dict[str, Path], tmp_path: Path) -> None:
+    """The same weights; any encoder that has the argument takes it as a nested key."""
+    option = {"encoder": {**test_peac.TINY["encoder"], "use_checkpoint": True}}
+    checkpointed = METHODS["peac"](tmp_path, data["peac"], epochs=1, **own("peac"), **option)
+    runs.assert_same_weights(plain["peac"], checkpointed)
+
+
 def test_words_that_cannot_be(data: dict[str, Path], tmp_path: Path) -> None:
     """The cause is in the chain of MONAI's errors, and in the log."""
     with pytest.raises(RuntimeError) as refused:

@@ -99,16 +99,14 @@ class LookupVolume:
         begin = [a - c for a, c in zip(start, self.corner)]
         end = [b + n for b, n in zip(begin, box.shape[1:])]
         if min(begin) >= 0 and all(e <= h for e, h in zip(end, integers.shape[1:])):
-            where = (slice(None), *map(slice, begin, end))
-            box[...] = integers[where]
+            box[...] = integers[box_slices(begin, box.shape[1:])]
             return
         box[...] = np.reshape(self.outside, (-1, *[1] * len(begin)))
         first = [max(b, 0) for b in begin]
         last = [max(f, min(e, h)) for f, e, h in zip(first, end, integers.shape[1:])]
-        held = (slice(None), *map(slice, first, last))
-        into = (slice(None), *[slice(f - b, e - b) for f, b, e in zip(first, begin, last)])
-        if all(f < e for f, e in zip(first, last)):
-            box[into] = integers[held]
+        overlap = [e - f for f, e in zip(first, last)]
+        if min(overlap) > 0:
+            box[box_slices([f - b for f, b in zip(first, begin)], overlap)] = integers[box_slices(first, overlap)]
 
 
 Volume = MetaTensor | LookupVolume

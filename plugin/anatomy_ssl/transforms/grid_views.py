@@ -10,6 +10,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform, RandomizableTransform
 from monai.utils import ensure_tuple_rep
 
+from anatomy_ssl.data.lookup_volume import LookupVolume, box_slices
 from anatomy_ssl.data.reading import BadImageError
 
 __all__ = ["RandGridViewsd", "match_cells"]
@@ -88,8 +89,9 @@ class RandGridViewsd(RandomizableTransform, MapTransform):
             image = d.pop(key)
             for number, start in enumerate(self.starts, start=1):
                 begin = [o + s * c for o, s, c in zip(self.offset, start, self.cell_size)]
-                box = tuple(slice(b, b + n * c) for b, n, c in zip(begin, self.grid_size, self.cell_size))
-                d[f"{key}_{number}"] = image[(slice(None),) + box]
+                size = [n * c for n, c in zip(self.grid_size, self.cell_size)]
+                looked_up = isinstance(image, LookupVolume)
+                d[f"{key}_{number}"] = image.boxes([begin], size)[0] if looked_up else image[box_slices(begin, size)]
         for number, start in enumerate(self.starts, start=1):
             d[f"cell_{number}"] = torch.tensor(start, dtype=torch.int64)
         return d
