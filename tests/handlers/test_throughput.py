@@ -167,17 +167,21 @@ class Numbers(Dataset):
         return {"image": torch.full((4,), float(index)), "goal": torch.zeros(3)}
 
 
-def test_workers_count_as_memory_and_start_over_each_epoch() -> None:
+def test_workers_start_over_each_epoch() -> None:
     """Of persistent workers, which ignite asks for the next epoch by an iteration that has none."""
     loader = DataLoader(Numbers(), batch_size=4, num_workers=1, persistent_workers=True)
-    alone = memory_mb(torch.device("cpu"))
     results = measured(loader, epochs=3)
     loader._iterator._shutdown_workers()
     assert all(0 <= metrics["data_wait"] <= 1 for metrics in results)
     assert all(metrics["samples_per_second"] > 0 for metrics in results)
-    assert alone > 10
-    held = torch.ones(20 * 2**18)  # 20 MB
-    assert memory_mb() > alone + 10 and held.sum() > 0
+
+
+def test_memory_is_what_the_process_holds() -> None:
+    """Within the noise of what others free meanwhile."""
+    before = memory_mb(torch.device("cpu"))
+    assert before > 50
+    held = torch.ones(100 * 2**18)  # 100 MB
+    assert before + 50 < memory_mb() < before + 150 and held.numel()
 
 
 def test_lines_of_the_log_and_metrics_for_other_handlers(
