@@ -14,7 +14,8 @@ from monai.data.utils import to_affine_nd
 from anatomy_ssl.figures.canvas import new_figure, save
 from anatomy_ssl.figures.matches import FOUND, Point, draw_cross, three_views, window_of
 from anatomy_ssl.figures.planes import VIEWS, Upright, draw_slices
-from anatomy_ssl.transforms.crops import sample_volume, world_to_voxel
+from anatomy_ssl.transforms.crops import world_to_voxel
+from anatomy_ssl.transforms.resampling import sample_volume
 
 __all__ = ["sampled_slice", "similarity_figure"]
 

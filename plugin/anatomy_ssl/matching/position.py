@@ -20,9 +20,10 @@ from anatomy_ssl.engines.dense import GridEmbeddingInferer
 from anatomy_ssl.matching.frame import read_frame, require_inside
 from anatomy_ssl.matching.matcher import Matches
 from anatomy_ssl.matching.recent import Recent, content_hash, item_key
-from anatomy_ssl.transforms.crops import sample_volume, world_to_voxel
+from anatomy_ssl.transforms.crops import world_to_voxel
 from anatomy_ssl.transforms.load import LoadVolumed
 from anatomy_ssl.transforms.points import voxel_to_world
+from anatomy_ssl.transforms.resampling import sample_volume
 from anatomy_ssl.weights.files import fingerprint, settings_of
 
 __all__ = ["PositionMatcher"]

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Randomizable
@@ -16,6 +15,7 @@ from monai.utils import ensure_tuple_rep
 from anatomy_ssl.data.lookup_volume import Volume, read_boxes
 from anatomy_ssl.data.reading import BadImageError
 from anatomy_ssl.transforms.points import voxel_to_world
+from anatomy_ssl.transforms.resampling import resampled_crops
 
 
 def world_to_voxel(affine: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
@@ -96,47 +96,7 @@ def crops_at(
     if spacing is None:
         starts = (voxel - half_extent(volume.affine, roi_size, None)).round().long()
         return read_boxes(volume, starts, roi_size), position
-    return sample_at(volume, world_axes_grid(volume.affine, voxel, roi_size, spacing), mode), position
-
-
-def world_axes_grid(
-    affine: torch.Tensor, centres: torch.Tensor, roi_size: Sequence[int], spacing: Sequence[float]
-) -> torch.Tensor:
-    """Voxel coordinates `(N, *roi_size, D)` float64 of grids along the world's axes, `spacing` mm between samples.
-
-    Args:
-        affine: voxel to world mm, `(D + 1, D + 1)`.
-        centres: `(N, D)` voxel coordinates.
-        roi_size: samples along R, A, S.
-        spacing: mm.
-    """
-    offsets = [(torch.arange(r, dtype=torch.float64) - (r - 1) / 2) * s for r, s in zip(roi_size, spacing)]
-    world = torch.stack(torch.meshgrid(*offsets, indexing="ij"), dim=-1)
-    dims = len(roi_size)
-    steps = world @ torch.linalg.inv(affine[:dims, :dims].to(torch.float64)).T
-    return centres.view(-1, *[1] * dims, dims) + steps
-
-
-def sample_volume(values: torch.Tensor, voxels: torch.Tensor, mode: str = "bilinear") -> torch.Tensor:
-    """Values `(N, C, *roi)` of a volume `(C, *spatial)` at voxels `(N, *roi, D)`; its border goes on outside."""
-    size = torch.as_tensor(values.shape[1:], dtype=torch.float64)
-    grid = voxels / (size - 1).clamp(min=1) * 2 - 1
-    source = values[None].expand(len(voxels), *values.shape)
-    # grid_sample wants the last spatial axis first
-    return F.grid_sample(source, grid.flip(-1).to(values), mode, "border", align_corners=True)
-
-
-def sample_at(volume: Volume, voxels: torch.Tensor, mode: str = "bilinear") -> torch.Tensor:
-    """Values `(N, C, *roi)` of a volume at voxels `(N, *roi, D)`, of which it reads the boxes; its border goes on."""
-    last = torch.as_tensor(volume.shape[1:]) - 1
-    crops = []
-    for places in voxels:
-        flat = places.reshape(-1, places.shape[-1])
-        low = torch.minimum(flat.amin(0).floor().long().clamp(min=0), last)
-        high = torch.maximum(torch.minimum(flat.amax(0).ceil().long(), last), low)
-        box = read_boxes(volume, low[None], (high - low + 1).tolist())[0]
-        crops.append(sample_volume(box, places[None] - low, mode)[0])
-    return torch.stack(crops)
+    return resampled_crops(volume, voxel, roi_size, spacing, mode), position
 
 
 class RandPhysicalCropsd(Randomizable, MapTransform):

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from anatomy_ssl.data.lookup_volume import Volume, lowest_value, read_boxes
-from anatomy_ssl.transforms.crops import half_extent, sample_at, world_axes_grid, world_to_voxel
+from anatomy_ssl.transforms.crops import half_extent, world_to_voxel
 from anatomy_ssl.transforms.points import voxel_to_world
+from anatomy_ssl.transforms.resampling import resampled_crops, world_axes_grid
 
 __all__ = ["inside_volume", "padded_crops_at"]
 
@@ -45,13 +46,15 @@ def padded_crops_at(
         crops `(N, C, *roi_size)` and their true centres `(N, D)` in world mm, float32.
     """
     voxel = world_to_voxel(volume.affine, centres)
+    reach = half_extent(volume.affine, roi_size, spacing)
     if spacing is not None:
-        grid = world_axes_grid(volume.affine, voxel, roi_size, spacing)
-        crops = sample_at(volume, grid, mode)
+        crops = resampled_crops(volume, voxel, roi_size, spacing, mode)
         last = torch.as_tensor(volume.shape[1:], dtype=torch.float64) - 0.5
-        outside = ((grid < -0.5) | (grid > last)).any(dim=-1)[:, None]
-        return (torch.where(outside, lowest_value(volume), crops) if outside.any() else crops), centres.float()
-    reach = half_extent(volume.affine, roi_size, None)
+        if ((voxel - reach < -0.5) | (voxel + reach > last)).any():
+            grid = world_axes_grid(volume.affine, voxel, roi_size, spacing)
+            outside = ((grid < -0.5) | (grid > last)).any(dim=-1)[:, None]
+            crops = torch.where(outside, lowest_value(volume), crops)
+        return crops, centres.float()
     starts = (voxel - reach).round()
     boxes = [padded_box(volume, start, roi_size) for start in starts.long().tolist()]
     return torch.stack(boxes), voxel_to_world(volume.affine, starts + reach)
