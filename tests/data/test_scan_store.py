@@ -118,7 +118,7 @@ def test_nothing_is_prepared_twice(
 def test_what_has_changed_is_prepared_anew(
     items: list[dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A source, another entry of the datalist, a damaged file; another preparation has files of its own."""
+    """A source, a damaged file; another entry of the datalist and another preparation have files of their own."""
     store = ScanStore(tmp_path / "s", preparation())
     build_store(store, items, workers=0)
     assert [store.problem(item) for item in items] == [None] * 3
@@ -129,14 +129,21 @@ def test_what_has_changed_is_prepared_anew(
     damaged.write_bytes(damaged.read_bytes()[:-100])
     changed = [items[0], renamed, items[2]]
     problems = [str(store.problem(item)) for item in changed]
-    assert "has changed" in problems[0] and "another datalist entry" in problems[1] and "cannot be read" in problems[2]
+    assert "has changed" in problems[0] and "not there yet" in problems[1] and "cannot be read" in problems[2]
     with caplog.at_level(logging.WARNING, "anatomy_ssl"):
         build_store(store, changed, workers=0)
-    assert caplog.text.count("prepared anew") == 3
+    assert caplog.text.count("prepared anew") == 2
     assert [store.problem(item, verify=True) for item in changed] == [None] * 3
     assert not torch.equal(store.get(items[0])["image"].as_tensor(), old)
     other = ScanStore(tmp_path / "s", preparation(threshold=100.0))
     assert "not there yet" in str(other.problem(items[0])) and store.problem(items[0]) is None
+
+
+def test_entries_with_the_same_image_are_kept_apart(items: list[dict[str, Any]], tmp_path: Path) -> None:
+    """Of two readers' reference points, say."""
+    twice = [{**items[0], "origin": [float(n), 0.0, 0.0]} for n in (1, 2)]
+    dataset = ScanDataset(twice, [*preparation(), crops()], store=tmp_path / "s", num_workers=0)
+    assert [dataset[i][0]["origin"][0] for i in (0, 1)] == [1.0, 2.0]
 
 
 def test_touching_a_source_changes_nothing(items: list[dict[str, Any]], tmp_path: Path) -> None:

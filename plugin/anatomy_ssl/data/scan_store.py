@@ -71,13 +71,13 @@ class ScanStore:
         return {**self.__dict__, "_open": OrderedDict()}
 
     def path_of(self, item: Mapping[str, Any]) -> Path:
-        """The file of a datalist's item, whether it is there or not: the image's name and a hash of all its paths."""
-        name = str(item["image"])
-        if name not in self._paths:
-            paths = [str(first_path(part).resolve()) for part in ensure_tuple(item["image"])]
-            stem = re.sub(r"[^\w.-]+", "_", file_stem(paths[0]))
-            self._paths[name] = self.folder / f"{stem}-{fingerprint(paths)[:10]}.safetensors"
-        return self._paths[name]
+        """The file of a datalist's item, there or not yet: the image's name, and a hash of the whole entry."""
+        entry = repr(sorted(item.items(), key=lambda pair: pair[0]))
+        if entry not in self._paths:
+            places = {key: _resolved(item[key]) for key in _source_keys(item)}
+            stem = re.sub(r"[^\w.-]+", "_", file_stem(places["image"][0]))
+            self._paths[entry] = self.folder / f"{stem}-{fingerprint([places, _described(item)])[:10]}.safetensors"
+        return self._paths[entry]
 
     def get(self, item: Mapping[str, Any]) -> dict[str, Any]:
         """The prepared item, its tensors mapped from the file: to be read, not to be changed.
@@ -112,8 +112,6 @@ class ScanStore:
             record = _record(path)
         except StoredFileError as error:
             return str(error)
-        if record["item"] != _described(item):
-            return f"{path} is of another datalist entry: {record['item']}, not {_described(item)}"
         for key, known in record["sources"].items():
             if unchanged_time(known, {"image": item[key]}) is None:
                 return f"{first_path(item[key])} has changed since {path} was made"
@@ -244,6 +242,10 @@ def _is_plain(value: Any) -> bool:
 def _source_keys(item: Mapping[str, Any]) -> list[str]:
     """Entries of a datalist's item that name files."""
     return [key for key, value in item.items() if key == "image" or _names_files(value)]
+
+
+def _resolved(files: Any) -> list[str]:
+    return [str(first_path(part).resolve()) for part in ensure_tuple(files)]
 
 
 def _source(files: Any) -> dict[str, Any]:
