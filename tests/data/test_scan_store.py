@@ -146,6 +146,23 @@ def test_entries_with_the_same_image_are_kept_apart(items: list[dict[str, Any]],
     assert [dataset[i][0]["origin"][0] for i in (0, 1)] == [1.0, 2.0]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_building_leaves_no_trace_in_the_training(workers: int, items: list[dict[str, Any]], tmp_path: Path) -> None:
+    """The random numbers that come after it are those that come where the store is found, and where there is none."""
+    numbers = []
+    for store in (None, tmp_path / "s", tmp_path / "s"):
+        torch.manual_seed(1)
+        ScanDataset(items, [*preparation(), crops()], store=store, num_workers=workers, progress=False)
+        numbers.append(float(torch.rand(1)))
+    assert len(set(numbers)) == 1
+
+
+def test_others_may_read_it(items: list[dict[str, Any]], tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    path = ScanStore(tmp_path / "s", preparation()).put(items[0])
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_touching_a_source_changes_nothing(items: list[dict[str, Any]], tmp_path: Path) -> None:
     store = ScanStore(tmp_path / "s", preparation())
     store.put(items[0])
@@ -164,6 +181,10 @@ def test_silent_damage_is_found_by_a_check(items: list[dict[str, Any]], tmp_path
     Path(items[2]["image"]).unlink()
     _, problems = check_store(tmp_path / "s")
     assert len(problems) == 2 and str(path) in problems[0] and "p2.nii.gz" in problems[1]
+    build_store(store, items[:2], workers=0)
+    assert len(check_store(tmp_path / "s")[1]) == 2
+    build_store(store, items[:2], workers=0, verify=True)
+    assert len(check_store(tmp_path / "s")[1]) == 1
     with pytest.raises(FileNotFoundError, match="store build"):
         check_store(tmp_path / "none")
 

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,19 @@ def test_settings_of_objects_are_told_apart() -> None:
 
     assert configured() == configured()
     assert len({configured(), configured(lower=1), configured(b_min=0), configured(relative=True)}) == 4
+
+
+def test_settings_that_are_no_attributes_are_told_apart() -> None:
+    """Types, words of an enumeration, and what a lambda or a partial does."""
+
+    def power(exponent: int) -> Any:
+        return lambda x: x**exponent
+
+    kinds = [torch.uint8, torch.int16, np.dtype("int8"), np.float32(1), np.float32(2), {1}, {2}, range(2), range(3)]
+    kinds += [lambda x: x + 1, lambda x: x + 2, lambda x: x.min(), lambda x: x.max(), power(2), power(3)]
+    kinds += [partial(round, ndigits=1), partial(round, ndigits=2)]
+    assert len({fingerprint(settings_of([kind])) for kind in kinds}) == len(kinds)
+    assert fingerprint(settings_of(power(2))) == fingerprint(settings_of(power(2)))
 
 
 def test_hash_of_a_file(tmp_path: Path) -> None:

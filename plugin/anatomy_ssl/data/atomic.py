@@ -36,8 +36,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
         yield temporary
-        with open(temporary, "rb") as file:
+        os.chmod(temporary, mode)  # by the umask, whatever the writer does
+        with open(temporary, "r+b") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
@@ -63,7 +66,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     Raises:
         ValueError: if `path` is a folder.
     """
-    with atomic_path(path) as temporary, open(temporary, "x+b") as file:
+    with atomic_path(path) as temporary, open(temporary, "r+b") as file:
         yield file
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -52,6 +53,7 @@ def build_store(
     workers: int = 2,
     on_bad_image: str = "raise",
     progress: bool = True,
+    verify: bool = False,
 ) -> dict[int, BadImageError]:
     """Prepare and write the items that a store does not hold, or holds in a damaged or older state.
 
@@ -63,6 +65,7 @@ def build_store(
         workers: processes that prepare scans; 0 prepares them in this one.
         on_bad_image: "raise" or "skip".
         progress: whether to show a progress bar where there is a terminal.
+        verify: compare the checksums of what is there, which reads all of it.
 
     Returns:
         what is wrong with the items that cannot be used, by their index; the same in all processes.
@@ -74,12 +77,13 @@ def build_store(
     rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
     _remove_abandoned(store)
     bad: dict[int, BadImageError] = {}
-    absent = [i for i in range(rank, len(items), size) if _is_absent(store, items[i], bad, i, on_bad_image)]
+    share = range(rank, len(items), size)
+    absent = [i for i in share if _is_absent(store, items[i], bad, i, on_bad_image, verify)]
     rounds = [absent[start : start + _ROUND] for start in range(0, len(absent), _ROUND)] if size > 1 else [absent]
     bar = tqdm(total=len(absent), desc="crop store", disable=not (progress and rank == 0 and sys.stderr.isatty()))
     for number in range(_most(len(rounds), size)):
-        share = rounds[number] if number < len(rounds) else []
-        for i, problem in _prepared(store, items, share, workers, len(absent) * size if number == 0 else 0):
+        chosen = rounds[number] if number < len(rounds) else []
+        for i, problem in _prepared(store, items, chosen, workers, len(absent) * size if number == 0 else 0):
             bar.update()
             if problem is not None:
                 bad[i] = problem
@@ -94,11 +98,16 @@ def build_store(
 
 
 def _is_absent(
-    store: ScanStore, item: Mapping[str, Any], bad: dict[int, BadImageError], index: int, on_bad_image: str
+    store: ScanStore,
+    item: Mapping[str, Any],
+    bad: dict[int, BadImageError],
+    index: int,
+    on_bad_image: str,
+    verify: bool,
 ) -> bool:
     """Whether an item is to be prepared; that its source is missing goes to `bad`."""
     try:
-        problem = store.problem(item)
+        problem = store.problem(item, verify)
     except BadImageError as error:
         if on_bad_image == "raise":
             raise
@@ -117,7 +126,9 @@ def _prepared(
         return
     chosen = [items[i] for i in indices]
     problems: Any = _Preparation(store, chosen)
-    loader = DataLoader(problems, batch_size=None, num_workers=min(workers, len(chosen)), collate_fn=_same)
+    own = torch.Generator()  # else the loader would draw from the generator of the training that waits for this
+    number = min(workers, len(chosen))
+    loader = DataLoader(problems, batch_size=None, num_workers=number, collate_fn=_same, generator=own)
     for count, (i, problem) in enumerate(zip(indices, loader), start=1):
         if count == min(_SAMPLE, len(indices)) and of:
             _check_room(store, chosen[:count], of - count)

@@ -64,7 +64,7 @@ def build_crop_store(
     chain = flat_chain(parser.get_parsed_content(f"{name}#transform"))
     items = [*parser.get_parsed_content("train_items"), *parser.get_parsed_content("val_items")]
     store = ScanStore(output, chain.transforms[: first_random(chain)])
-    bad = build_store(store, items, workers, parser.get_parsed_content("on_bad_image"))
+    bad = build_store(store, items, workers, parser.get_parsed_content("on_bad_image"), verify=True)
     for error in bad.values():
         logger.warning("skipped: %s", error)
     return store, len(items), bad

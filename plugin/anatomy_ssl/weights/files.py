@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import enum
+import functools
 import hashlib
 import json
 import os
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
@@ -120,9 +123,27 @@ def settings_of(obj: Any) -> Any:
         return [settings_of(value) for value in obj]
     if isinstance(obj, (np.ndarray, torch.Tensor)):
         return str(obj.tolist())
+    if isinstance(obj, (torch.dtype, np.dtype, np.generic, enum.Enum, range)):
+        return str(obj)
+    if isinstance(obj, (set, frozenset)):
+        return sorted(str(settings_of(value)) for value in obj)
+    if isinstance(obj, functools.partial):
+        return ["partial", settings_of(obj.func), settings_of(obj.args), settings_of(obj.keywords)]
+    if isinstance(obj, types.LambdaType) and obj.__name__ == "<lambda>":
+        return [obj.__qualname__, obj.__code__.co_code.hex(), settings_of(_constants(obj))]
     inside = {} if isinstance(obj, type) else getattr(obj, "__dict__", {})
     shown = {name: value for name, value in inside.items() if not name.startswith("_") or name == "_modules"}
     return [getattr(obj, "__qualname__", type(obj).__qualname__), settings_of(shown)]
+
+
+def _constants(function: types.FunctionType) -> list[Any]:
+    """What a lambda computes with: numbers, words and names in it, and what it took from where it was made."""
+    code, cells = function.__code__, function.__closure__ or ()
+    return [
+        [c for c in code.co_consts if not isinstance(c, types.CodeType)],
+        code.co_names,
+        [c.cell_contents for c in cells],
+    ]
 
 
 def stream_hash(stream: BinaryIO, hash_type: str = "sha256") -> str:
