@@ -7,7 +7,7 @@ DEMO ?= demo
 CONFIGS := bundles/isimed/configs
 RECIPE := '$(CONFIGS)/pretrain.yaml','$(CONFIGS)/encoder_small.yaml','$(CONFIGS)/demo.yaml'
 
-.PHONY: demo test test-floor test-label check format setup clean
+.PHONY: demo test test-floor test-label check format bench setup clean
 
 setup: $(VENV)/.installed
 
@@ -58,6 +58,10 @@ check: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# plain ways beside ours, about 20 minutes in which nothing else should run; BENCH="feeds --quick" for a part
+bench: setup
+	$(BIN)/python -m benchmarks $(BENCH) --json bench.json --plot bench.png --markdown bench.md
 
 clean:
 	rm -rf $(VENV) $(VENV)-floor $(VENV)-label $(DEMO) build

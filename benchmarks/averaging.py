@@ -1,4 +1,4 @@
-"""The teacher's moving average: a loop over parameters, as MoCo's and DINO's public code has it, beside one call for all.
+"""The teacher's moving average: a loop over parameters, as the public code of MoCo and DINO has it, beside one call.
 
 The network is PEAC's: Swin-B and its heads, whose largest layers have 67 million weights.
 """

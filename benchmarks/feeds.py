@@ -1,4 +1,4 @@
-"""From files to a batch: MONAI's transforms as a user would write them, in every epoch, beside the bundles' own recipes.
+"""From files to a batch: MONAI's transforms as a user would write them, beside the bundles' own recipes.
 
 Both give the same number of crops of the same size from the same files, collated to tensors, in one process with one
 thread, as a loader's worker has. The recipes map their crops from a store that is built before; what that takes, once
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from monai.transforms import Compose
 
 from anatomy_ssl.data import ScanDataset
 from anatomy_ssl.data.scan_store import ScanStore
+from anatomy_ssl.engines import keep_freed_memory
 from anatomy_ssl.transforms.padded_crops import padded_crops_at
 
 from .bundles import recipe
@@ -35,8 +35,7 @@ ASKED = {("MR", 16): 100, ("CT", 16): 1000, ("MR", 512): 10, ("CT", 512): 40}
 def run(settings: Settings) -> list[Row]:
     """Rows of all feeds."""
     with threads(1):
-        # a freed block of 32 MB, as any training has them, tells glibc to keep memory: else every batch pays for pages
-        torch.empty(7_900_000)
+        keep_freed_memory()  # as the bundles' trainings do; it helps both ways
         return [*isimed(settings), *alice(settings), *peac(settings)]
 
 
@@ -66,7 +65,7 @@ def isimed(settings: Settings) -> list[Row]:
         label = f"{name} {'x'.join(map(str, shape))}"
         rows.append(store_building(settings, item, f"ISImed, {label}: building the store, by one plain load"))
         for number in (16, 512):
-            options = {"crop_store": str(settings.folder / "store"), "crops_per_volume": number}
+            options: dict[str, Any] = {"crop_store": str(settings.folder / "store"), "crops_per_volume": number}
             ours = crop_feed(recipe("isimed", settings.folder, [item], **options))
             steps = foreground_crops(CROP, number)
             cache = settings.folder / f"persistent_{kind}_{number}"
@@ -97,7 +96,7 @@ def alice(settings: Settings) -> list[Row]:
     """One view of a CT of thick slices around a point of the body; and a pair of views of two patients."""
     shape = shapes(settings)[2]
     items = [write_scan(settings.folder / f"thick_{i}.nii.gz", shape, "ct", seed=i) for i in range(2)]
-    options = {"crop_store": str(settings.folder / "store")}
+    options: dict[str, Any] = {"crop_store": str(settings.folder / "store")}
     parser = recipe("alice", settings.folder, items, ["matcher_world.yaml"], **options)
     scans: ScanDataset = parser.get_parsed_content("train#scans")
     random = np.random.default_rng(0)
@@ -120,30 +119,37 @@ def alice(settings: Settings) -> list[Row]:
 
 
 def peac(settings: Settings) -> list[Row]:
-    """A batch of radiographs, from PNG files to a distorted and a clean view of each, normalised."""
+    """A batch of radiographs, from PNG files to a distorted and a clean view of each, normalised; grey, and as RGB."""
     count, side = settings.pick((8, 1024), (4, 1024), (2, 256))
-    cell = 8 if settings.size == "tiny" else 32
-    folder = Path(settings.folder / "radiographs")
+    folder = settings.folder / "radiographs"
     folder.mkdir()
     items = write_radiographs(folder, count, side)
-    options = {"crop_store": str(settings.folder / "store"), "images_per_batch": count, "cell_size": cell}
+    return [radiographs(settings, items, side, channels) for channels in (1, 3)]
+
+
+def radiographs(settings: Settings, items: list[dict[str, Any]], side: int, channels: int) -> Row:
+    """Of so many channels."""
+    options: dict[str, Any] = {"crop_store": str(settings.folder / "store"), "images_per_batch": len(items)}
+    cell = 8 if settings.size == "tiny" else 32
+    options |= {"cell_size": cell, "train#prepare_batch#channels": channels}
     parser = recipe("peac", settings.folder, items, **options)
     cells, size = parser.get_parsed_content("grid_size")[0], parser.get_parsed_content("image_size")[0]
     dataset = parser.get_parsed_content("train#dataset")
     collate = parser.get_parsed_content("train#dataloader").collate_fn
     prepare = parser.get_parsed_content("train#prepare_batch")
     epochs, random = itertools.count(), np.random.default_rng(0)
-    plain = Dataset(items, distorted_views(size, cells, cell, random))
+    plain = Dataset(items, distorted_views(size, cells, cell, channels, random))
 
     def plain_batch() -> list[torch.Tensor]:
-        batch = list_data_collate([plain[i] for i in range(count)])
+        batch = list_data_collate([plain[i] for i in range(len(items))])
         return [batch["first"], batch["second"]]
 
     def ours() -> list[torch.Tensor]:
         epoch = next(epochs)
-        return prepare(collate([dataset[epoch, i] for i in range(count)]), device=torch.device("cpu"))[0]
+        return prepare(collate([dataset[epoch, i] for i in range(len(items))]), device=torch.device("cpu"))[0]
 
     assert [v.shape for v in plain_batch()] == [v.shape for v in ours()]
     spent = alternate({"plain": plain_batch, "ours": ours}, settings.repeats)
-    what = f"PEAC, {count} PNG of {side}x{side}: two views of {cells * cell} each, one distorted"
-    return [compare(what, spent["plain"], spent["ours"], 20)]
+    colour = "RGB" if channels == 3 else "grey"
+    what = f"PEAC, {len(items)} PNG of {side}x{side}, {colour}: two views of {cells * cell}, one distorted"
+    return compare(what, spent["plain"], spent["ours"], 20)

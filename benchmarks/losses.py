@@ -1,4 +1,4 @@
-"""MONAI's losses of two views, and distances of all pairs, beside this package's: time and memory, forward and backward.
+"""MONAI's losses of two views, and distances of all pairs, beside this package's: time and memory of a step.
 
 Memory is what a process of its own takes beyond what it held before, at most (on a GPU, what torch held at most), so
 each measurement starts Python anew:
@@ -50,7 +50,7 @@ def seconds(settings: Settings, name: str, number: int, features: int) -> Row:
     ways = {"ours": step(name, "ours", number, features, settings.device)}
     if plain_bytes(name, number, features) < settings.memory:
         ways = {"plain": step(name, "plain", number, features, settings.device), **ways}
-    spent = alternate(ways, min(3, settings.repeats), settings.device)
+    spent = alternate(ways, settings.pick(3, 1, 1), settings.device)
     if "plain" in spent:
         return compare(what, spent["plain"], spent["ours"])
     return Row(what, spent["ours"].wall, note="plain does not fit", cpu={"ours": spent["ours"].cpu})

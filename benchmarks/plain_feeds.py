@@ -1,4 +1,4 @@
-"""The pipelines that ours stand beside: what a user writes with MONAI's own transforms, from the methods' descriptions."""
+"""The pipelines that ours stand beside: what a user writes with MONAI's transforms, from the methods' descriptions."""
 
 from __future__ import annotations
 
@@ -51,12 +51,16 @@ def windowed_crop(crop: Sequence[int]) -> list:
     ]
 
 
-def distorted_views(side: int, cells: int, cell: int, random: np.random.Generator) -> Compose:
-    """PEAC: two views of a resized radiograph on one grid of `cells` x `cells`, the first of them distorted."""
+def distorted_views(side: int, cells: int, cell: int, channels: int, random: np.random.Generator) -> Compose:
+    """PEAC: two views of a resized radiograph of `cells` x `cells` cells, the first of them distorted.
+
+    With three channels images are decoded as RGB, as encoders of photographs take them.
+    """
     view = [cells * cell] * 2
+    mode = "RGB" if channels == 3 else "L"
     return Compose(
         [
-            LoadImaged("image", reader="PILReader"),
+            LoadImaged("image", reader="PILReader", converter=lambda image: image.convert(mode)),
             EnsureChannelFirstd("image"),
             Resized("image", spatial_size=[side, side], mode="bilinear"),
             ScaleIntensityd("image"),
@@ -70,12 +74,13 @@ def distorted_views(side: int, cells: int, cell: int, random: np.random.Generato
 
 
 def distort(image: MetaTensor, cells: int, cell: int, random: np.random.Generator) -> torch.Tensor:
-    """Cells in a random order, or another appearance, of one view `(1, H, W)` from 0 to 1."""
-    values = image.as_tensor()[0].numpy().copy()
+    """Cells in a random order, or another appearance, of one view `(C, H, W)` from 0 to 1."""
+    values = np.ascontiguousarray(image.as_tensor().movedim(0, -1).numpy())  # (H, W, C)
     if random.random() < 0.5:
-        return torch.from_numpy(shuffle_cells(values, cells, cell, random))[None]
-    values = shuffle_windows(values, random)
-    return torch.from_numpy(paint(bend(values, random), random))[None]
+        values = shuffle_cells(values, cells, cell, random)
+    else:
+        values = paint(bend(shuffle_windows(values, random), random), random)
+    return torch.from_numpy(values).movedim(-1, 0).contiguous()
 
 
 def shuffle_cells(image: np.ndarray, cells: int, cell: int, random: np.random.Generator) -> np.ndarray:
@@ -95,7 +100,7 @@ def shuffle_windows(image: np.ndarray, random: np.random.Generator) -> np.ndarra
         rows, columns = random.integers(1, max(2, side // 10 + 1), size=2)
         row, column = random.integers(side - rows), random.integers(side - columns)
         window = image[row : row + rows, column : column + columns]
-        window[...] = random.permutation(window.reshape(-1)).reshape(window.shape)
+        window[...] = random.permutation(window.reshape(-1, image.shape[2])).reshape(window.shape)
     return image
 
 
@@ -124,5 +129,5 @@ def paint(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
         rows, columns = random.integers(low, high + 1, size=2)
         row, column = random.integers(side - rows), random.integers(side - columns)
         box = (slice(row, row + rows), slice(column, column + columns))
-        result[box] = image[box] if keep else random.random((rows, columns), dtype=np.float32)
+        result[box] = image[box] if keep else random.random((rows, columns, image.shape[2]), dtype=np.float32)
     return result

@@ -163,6 +163,41 @@ def test_others_may_read_it(items: list[dict[str, Any]], tmp_path: Path) -> None
     assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
+def test_entries_that_are_not_read_do_no_harm(items: list[dict[str, Any]], tmp_path: Path) -> None:
+    """An age that nobody knows, the path of a file that is not there, a type of a library."""
+    item = {**items[0], "age": float("nan"), "report": str(tmp_path / "none.txt"), "dose": np.float32(2)}
+    store = ScanStore(tmp_path / "s", preparation())
+    store.put(item)
+    assert store.problem(item) is None and store.problem({**item, "age": 3.0}) is not None
+
+
+def test_a_label_that_changes_is_noticed(
+    items: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under a relative path, too."""
+    monkeypatch.chdir(tmp_path)
+    nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.uint8), AFFINE), "organs.nii.gz")
+    item = {**items[0], "label": "organs.nii.gz"}
+    store = ScanStore(tmp_path / "s", preparation())
+    store.put(item)
+    assert store.problem(item) is None
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), AFFINE), "organs.nii.gz")
+    assert "organs.nii.gz has changed" in str(store.problem(item))
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(items: list[dict[str, Any]], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for workers in (0, 1):
+        with pytest.raises(OSError, match=r"s cannot be written to .* give the crop store another folder"):
+            ScanDataset(items, [*preparation(), crops()], store=tmp_path / "file" / "s", num_workers=workers)
+
+
+def test_items_from_the_end(items: list[dict[str, Any]], tmp_path: Path) -> None:
+    dataset = ScanDataset(items, [*preparation(), crops()], store=tmp_path / "s", num_workers=0)
+    for first, second in zip(dataset[-1], dataset[np.int64(2)]):
+        same(first, second)
+
+
 def test_touching_a_source_changes_nothing(items: list[dict[str, Any]], tmp_path: Path) -> None:
     store = ScanStore(tmp_path / "s", preparation())
     store.put(items[0])

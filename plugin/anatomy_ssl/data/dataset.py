@@ -153,8 +153,9 @@ class ScanDataset(CacheDataset):
     def __getitem__(self, key: Any) -> Any:
         """Item `index` with the random views of `epoch`, for the key `(epoch, index)`."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        if not isinstance(index, int):
+        if not isinstance(index, (int, np.integer)):
             return super().__getitem__(index)
+        index = int(index) + (len(self.data) if index < 0 else 0)
         if isinstance(self.transform, Randomizable):
             # four words of fixed width: NumPy drops leading zeros of larger ones, and two items would draw alike
             sequence = np.random.SeedSequence([self.seed, epoch & 0xFFFFFFFF, epoch >> 32, index])

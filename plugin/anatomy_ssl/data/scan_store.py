@@ -26,13 +26,14 @@ from anatomy_ssl.data.folder import file_stem
 from anatomy_ssl.data.lookup_volume import LookupVolume
 from anatomy_ssl.data.reading import BadImageError, first_path
 from anatomy_ssl.data.source import source_fingerprint, unchanged_time
-from anatomy_ssl.weights.files import canonical, fingerprint, settings_of
+from anatomy_ssl.weights.files import fingerprint, settings_of
 
 __all__ = ["ScanStore", "StoredFileError"]
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 1  # to be raised when a transform gives something else than before: recipes hold settings, no code
+_FILES = ("image", "label", "lesion")  # entries of a datalist that may be relative paths
 KEPT_OPEN = 1 << 28  # bytes of files that a process keeps mapped
 _RECIPE = "recipe.json"
 
@@ -134,7 +135,7 @@ class ScanStore:
                 file.write((json.dumps(self.recipe, indent=1) + "\n").encode())
         path = self.path_of(item)
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary, {"record": canonical(record)})
+            save_file(tensors, temporary, {"record": json.dumps(record)})
         self._open.pop(path, None)
         return path
 
@@ -233,15 +234,24 @@ def _decoded(file: Any, key: str, entry: Mapping[str, Any]) -> Any:
 
 
 def _is_plain(value: Any) -> bool:
+    """Whether JSON gives it back as it is; by text, since NaN is not equal to itself."""
     try:
-        return json.loads(json.dumps(value)) == value
+        return repr(json.loads(json.dumps(value))) == repr(value)
     except (TypeError, ValueError):
         return False
 
 
 def _source_keys(item: Mapping[str, Any]) -> list[str]:
     """Entries of a datalist's item that name files."""
-    return [key for key, value in item.items() if key == "image" or _names_files(value)]
+    return [key for key, value in item.items() if key == "image" or _names_files(value, key in _FILES)]
+
+
+def _names_files(value: Any, relative: bool) -> bool:
+    """Whether an entry holds paths of files; absolute ones, since a patient may be called as a folder is."""
+    parts = ensure_tuple(value) if isinstance(value, (str, os.PathLike, list, tuple)) else ()
+    if not parts or not all(isinstance(part, (str, os.PathLike)) for part in parts):
+        return False
+    return all((relative or os.path.isabs(part)) and os.path.exists(part) for part in parts)
 
 
 def _resolved(files: Any) -> list[str]:
@@ -249,20 +259,13 @@ def _resolved(files: Any) -> list[str]:
 
 
 def _source(files: Any) -> dict[str, Any]:
-    paths = [str(first_path(part)) for part in ensure_tuple(files)]
-    return {**source_fingerprint({"image": files}), "paths": paths}
+    return {**source_fingerprint({"image": files}), "paths": _resolved(files)}
 
 
-def _names_files(value: Any) -> bool:
-    """Whether an entry holds one absolute path or several: a patient may be called as a folder is."""
-    parts = ensure_tuple(value) if isinstance(value, (str, os.PathLike, list, tuple)) else ()
-    return bool(parts) and all(isinstance(p, (str, os.PathLike)) and os.path.isabs(p) for p in parts)
-
-
-def _described(item: Mapping[str, Any]) -> dict[str, Any]:
-    """The other entries: names, attributes, an origin."""
+def _described(item: Mapping[str, Any]) -> str:
+    """The other entries, as JSON: names, attributes, an origin."""
     files = _source_keys(item)
-    return json.loads(canonical({key: value for key, value in item.items() if key not in files}))
+    return json.dumps({key: value for key, value in item.items() if key not in files}, sort_keys=True, default=str)
 
 
 def _checksum(tensor: torch.Tensor) -> int:

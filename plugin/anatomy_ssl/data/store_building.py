@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -35,12 +36,15 @@ class _Preparation(Dataset):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> BadImageError | None:
+    def __getitem__(self, index: int) -> BadImageError | OSError | None:
         item = self.items[index]
         try:
             self.store.put(item)
         except Exception as error:
             bad = as_bad_image(error, item)
+            if bad is None and isinstance(error, (OSError, SafetensorError)):
+                cause = " ".join(str(error).split())
+                return OSError(f"{self.store.store} cannot be written to ({cause}): give the crop store another folder")
             if bad is None:
                 raise
             return bad
@@ -85,10 +89,10 @@ def build_store(
         chosen = rounds[number] if number < len(rounds) else []
         for i, problem in _prepared(store, items, chosen, workers, len(absent) * size if number == 0 else 0):
             bar.update()
+            if isinstance(problem, OSError) or (problem is not None and on_bad_image == "raise"):
+                raise problem
             if problem is not None:
                 bad[i] = problem
-                if on_bad_image == "raise":
-                    raise problem
         if size > 1:
             dist.barrier()
     bar.close()
@@ -120,7 +124,7 @@ def _is_absent(
 
 def _prepared(
     store: ScanStore, items: Sequence[Mapping[str, Any]], indices: Sequence[int], workers: int, of: int
-) -> Iterator[tuple[int, BadImageError | None]]:
+) -> Iterator[tuple[int, BadImageError | OSError | None]]:
     """Prepare items, after the first few of which the room for all `of` of them is compared with the disk's."""
     if not indices:
         return
