@@ -1,8 +1,9 @@
 """From files to a batch: MONAI's transforms as a user would write them, beside the bundles' own recipes.
 
 Both give the same number of crops of the same size from the same files, collated to tensors, in one process with one
-thread, as a loader's worker has. The recipes map their crops from a store that is built before; what that takes, once
-for each volume, is measured against one load of the plain pipeline.
+thread, as a loader's worker has; the plain ways with the C library's settings as they are when a program has run for a
+while, ours with those that the trainings make (`keep_freed_memory`). The recipes map their crops from a store that is
+built before; what that takes, once for each volume, is measured against one load of the plain pipeline.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from monai.transforms import Compose
 
 from anatomy_ssl.data import ScanDataset
 from anatomy_ssl.data.scan_store import ScanStore
-from anatomy_ssl.engines import keep_freed_memory
 from anatomy_ssl.transforms.padded_crops import padded_crops_at
 
 from .bundles import recipe
 from .files import CT, MR, THICK_CT, compression, write_radiographs, write_scan
+from .memory import by_default, memory_kept
 from .plain_feeds import distorted_views, foreground_crops, windowed_crop
 from .timing import Row, Settings, alternate, compare, threads
 
@@ -35,7 +36,6 @@ ASKED = {("MR", 16): 100, ("CT", 16): 1000, ("MR", 512): 10, ("CT", 512): 40}
 def run(settings: Settings) -> list[Row]:
     """Rows of all feeds."""
     with threads(1):
-        keep_freed_memory()  # as the bundles' trainings do; it helps both ways
         return [*isimed(settings), *alice(settings), *peac(settings)]
 
 
@@ -49,12 +49,12 @@ def crop_feed(parser: ConfigParser) -> Callable[[], Any]:
     dataset = parser.get_parsed_content("train#dataset")
     collate = parser.get_parsed_content("train#dataloader").collate_fn
     epochs = itertools.count()
-    return lambda: collate([dataset[next(epochs), 0]])
+    return memory_kept(lambda: collate([dataset[next(epochs), 0]]))
 
 
 def plain_feed(dataset: Dataset) -> Callable[[], Any]:
     """The same of a MONAI data set."""
-    return lambda: list_data_collate([dataset[0]])
+    return by_default(lambda: list_data_collate([dataset[0]]))
 
 
 def isimed(settings: Settings) -> list[Row]:
@@ -88,7 +88,7 @@ def store_building(settings: Settings, item: dict[str, Any], what: str) -> Row:
     parser = recipe("isimed", settings.folder, [item])
     store = ScanStore(settings.folder / "building", parser.get_parsed_content("preprocessing"))
     load = plain_feed(Dataset([item], Compose(foreground_crops(CROP, 16))))
-    spent = alternate({"plain": load, "ours": lambda: store.put(item)}, settings.repeats)
+    spent = alternate({"plain": load, "ours": memory_kept(lambda: store.put(item))}, settings.repeats)
     return compare(what, spent["plain"], spent["ours"], 3)
 
 
@@ -107,9 +107,10 @@ def alice(settings: Settings) -> list[Row]:
         return list_data_collate([{"image": padded_crops_at(scan["image"], point[None], VIEW)[0][0]}])["image"]
 
     plain = Dataset(items, Compose(windowed_crop(VIEW)))
-    one = alternate({"plain": plain_feed(plain), "ours": view}, settings.repeats)
+    one = alternate({"plain": plain_feed(plain), "ours": memory_kept(view)}, settings.repeats)
     pair = alternate(
-        {"plain": lambda: list_data_collate([plain[0], plain[1]]), "ours": crop_feed(parser)}, settings.repeats
+        {"plain": by_default(lambda: list_data_collate([plain[0], plain[1]])), "ours": crop_feed(parser)},
+        settings.repeats,
     )
     label = f"CT {'x'.join(map(str, shape))}"
     return [
@@ -149,7 +150,7 @@ def radiographs(settings: Settings, items: list[dict[str, Any]], side: int, chan
         return prepare(collate([dataset[epoch, i] for i in range(len(items))]), device=torch.device("cpu"))[0]
 
     assert [v.shape for v in plain_batch()] == [v.shape for v in ours()]
-    spent = alternate({"plain": plain_batch, "ours": ours}, settings.repeats)
+    spent = alternate({"plain": by_default(plain_batch), "ours": memory_kept(ours)}, settings.repeats)
     colour = "RGB" if channels == 3 else "grey"
     what = f"PEAC, {len(items)} PNG of {side}x{side}, {colour}: two views of {cells * cell}, one distorted"
     return compare(what, spent["plain"], spent["ours"], 20)

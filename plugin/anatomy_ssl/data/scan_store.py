@@ -51,8 +51,7 @@ class ScanStore:
     is whole, so that any number of processes may read and write at once, and may be killed. Files of one preparation
     lie in one subfolder, `scans-HASH`, whose `recipe.json` says which; several preparations share a store.
 
-    safetensors is the format since a file of it is mapped, not read: of int16 volumes of 400x400x326 a crop of 32^3
-    takes 0.03 ms, zarr 3 1.7 ms, blosc2 0.13 ms (docs/benchmarks.md), and no reader's own cache grows.
+    The format is chosen on measurement, see docs/store.md: a file is mapped, not read, and holds all of a scan.
 
     Args:
         folder: made when something is put there.
