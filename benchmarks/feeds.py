@@ -1,9 +1,8 @@
 """From files to a batch: MONAI's transforms as a user would write them, beside the bundles' own recipes.
 
 Both give the same number of crops of the same size from the same files, collated to tensors, in one process with one
-thread, as a loader's worker has; the plain ways with the C library's settings as they are when a program has run for a
-while, ours with those that the trainings make (`keep_freed_memory`). The recipes map their crops from a store that is
-built before; what that takes, once for each volume, is measured against one load of the plain pipeline.
+thread, as a loader's worker has. The recipes map their crops from a store that is built before; what that takes, once
+for each volume, is measured against one load of the plain pipeline.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from anatomy_ssl.transforms.padded_crops import padded_crops_at
 
 from .bundles import recipe
 from .files import CT, MR, THICK_CT, compression, write_radiographs, write_scan
-from .memory import by_default, memory_kept
 from .plain_feeds import distorted_views, foreground_crops, windowed_crop
 from .timing import Row, Settings, alternate, compare, threads
 
@@ -49,12 +47,12 @@ def crop_feed(parser: ConfigParser) -> Callable[[], Any]:
     dataset = parser.get_parsed_content("train#dataset")
     collate = parser.get_parsed_content("train#dataloader").collate_fn
     epochs = itertools.count()
-    return memory_kept(lambda: collate([dataset[next(epochs), 0]]))
+    return lambda: collate([dataset[next(epochs), 0]])
 
 
 def plain_feed(dataset: Dataset) -> Callable[[], Any]:
     """The same of a MONAI data set."""
-    return by_default(lambda: list_data_collate([dataset[0]]))
+    return lambda: list_data_collate([dataset[0]])
 
 
 def isimed(settings: Settings) -> list[Row]:
@@ -88,7 +86,7 @@ def store_building(settings: Settings, item: dict[str, Any], what: str) -> Row:
     parser = recipe("isimed", settings.folder, [item])
     store = ScanStore(settings.folder / "building", parser.get_parsed_content("preprocessing"))
     load = plain_feed(Dataset([item], Compose(foreground_crops(CROP, 16))))
-    spent = alternate({"plain": load, "ours": memory_kept(lambda: store.put(item))}, settings.repeats)
+    spent = alternate({"plain": load, "ours": lambda: store.put(item)}, settings.repeats)
     return compare(what, spent["plain"], spent["ours"], 3)
 
 
@@ -107,9 +105,9 @@ def alice(settings: Settings) -> list[Row]:
         return list_data_collate([{"image": padded_crops_at(scan["image"], point[None], VIEW)[0][0]}])["image"]
 
     plain = Dataset(items, Compose(windowed_crop(VIEW)))
-    one = alternate({"plain": plain_feed(plain), "ours": memory_kept(view)}, settings.repeats)
+    one = alternate({"plain": plain_feed(plain), "ours": view}, settings.repeats)
     pair = alternate(
-        {"plain": by_default(lambda: list_data_collate([plain[0], plain[1]])), "ours": crop_feed(parser)},
+        {"plain": lambda: list_data_collate([plain[0], plain[1]]), "ours": crop_feed(parser)},
         settings.repeats,
     )
     label = f"CT {'x'.join(map(str, shape))}"
@@ -150,7 +148,7 @@ def radiographs(settings: Settings, items: list[dict[str, Any]], side: int, chan
         return prepare(collate([dataset[epoch, i] for i in range(len(items))]), device=torch.device("cpu"))[0]
 
     assert [v.shape for v in plain_batch()] == [v.shape for v in ours()]
-    spent = alternate({"plain": by_default(plain_batch), "ours": memory_kept(ours)}, settings.repeats)
+    spent = alternate({"plain": plain_batch, "ours": ours}, settings.repeats)
     colour = "RGB" if channels == 3 else "grey"
     what = f"PEAC, {len(items)} PNG of {side}x{side}, {colour}: two views of {cells * cell}, one distorted"
     return compare(what, spent["plain"], spent["ours"], 20)

@@ -5,15 +5,12 @@ from __future__ import annotations
 import ctypes
 import resource
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from anatomy_ssl.engines import keep_freed_memory
 
 STATUS = Path("/proc/self/status")
-# glibc's own settings for mallopt, once a program has freed a block of 32 MB: it adapts up to that
-_DEFAULTS = {"mmap_max": (-4, 65536), "mmap_threshold": (-3, 32 << 20), "trim_threshold": (-1, 64 << 20)}
+# glibc's own settings, once a program has freed a block of 32 MB, up to which it adapts: how many blocks are mapped,
+# from how many bytes on, and how many free bytes stay at the end of the heap
+_DEFAULTS = ((-4, 65536), (-3, 32 << 20), (-1, 64 << 20))
 
 
 def most_resident() -> float:
@@ -34,23 +31,8 @@ def _status(name: str) -> float:
     return 1024.0 * int(line.split()[1])
 
 
-def memory_kept(way: Callable[[], Any]) -> Callable[[], Any]:
-    """A way that finds memory as the bundles' trainings have it."""
-
-    def run() -> Any:
-        keep_freed_memory()
-        return way()
-
-    return run
-
-
-def by_default(way: Callable[[], Any]) -> Callable[[], Any]:
-    """A way that finds memory as a program has it that sets nothing, and has run for a while."""
-
-    def run() -> Any:
-        if sys.platform.startswith("linux") and hasattr(ctypes.CDLL(None), "mallopt"):
-            for option, value in _DEFAULTS.values():
-                ctypes.CDLL(None).mallopt(option, value)
-        return way()
-
-    return run
+def free_memory_by_default() -> None:
+    """Have memory handed out as a program finds it that sets nothing and has run for a while."""
+    if sys.platform.startswith("linux") and hasattr(ctypes.CDLL(None), "mallopt"):
+        for option, value in _DEFAULTS:
+            ctypes.CDLL(None).mallopt(option, value)

@@ -12,6 +12,10 @@ from typing import Any
 
 import torch
 
+from anatomy_ssl.engines import keep_freed_memory
+
+from .memory import free_memory_by_default
+
 SHORTEST = 0.05  # seconds; what is done sooner is done several times and divided
 MOST_CALLS = 200
 
@@ -100,19 +104,32 @@ def alternate(
 ) -> dict[str, Spent]:
     """Time every way `repeats` times, A B A B ..., after one turn that warms up and is not counted.
 
+    The one called "ours" finds memory as the bundles' trainings have it (`keep_freed_memory`), others as by default.
+
     Args:
         ways: by name.
         repeats: of each.
         device: is waited for, where it works by itself.
     """
-    calls = {name: _calls(_clock(way, 1, device)[0], way, device) for name, way in ways.items()}
+    calls = {}
+    for name, way in ways.items():
+        _set_memory(name)
+        calls[name] = _calls(_clock(way, 1, device)[0], way, device)
     spent = {name: Spent() for name in ways}
     for _ in range(repeats):
         for name, way in ways.items():
+            _set_memory(name)
             wall, cpu = _clock(way, calls[name], device)
             spent[name].wall.append(wall)
             spent[name].cpu.append(cpu)
     return spent
+
+
+def _set_memory(name: str) -> None:
+    if name == "ours" or name.isdigit():  # a size of ours, beside others
+        keep_freed_memory()
+    else:
+        free_memory_by_default()
 
 
 def _calls(first: float, way: Callable[[], Any], device: torch.device | None) -> int:
