@@ -104,7 +104,8 @@ def alternate(
 ) -> dict[str, Spent]:
     """Time every way `repeats` times, A B A B ..., after one turn that warms up and is not counted.
 
-    The one called "ours" finds memory as the bundles' trainings have it (`keep_freed_memory`), others as by default.
+    The one called "ours" finds memory as the bundles' trainings have it (`keep_freed_memory`), others as by default, and
+    each as it leaves it itself: by a call before, not counted.
 
     Args:
         ways: by name.
@@ -119,6 +120,7 @@ def alternate(
     for _ in range(repeats):
         for name, way in ways.items():
             _set_memory(name)
+            way()
             wall, cpu = _clock(way, calls[name], device)
             spent[name].wall.append(wall)
             spent[name].cpu.append(cpu)

@@ -178,7 +178,9 @@ def subject_ids(names: Sequence[str]) -> torch.Tensor:
 def flat_chain(transform: Sequence[Callable] | Callable) -> Compose:
     """Transforms as one composition without others in it: MONAI takes a composition for random, whatever it holds."""
     chain = transform if callable(transform) else Compose(list(transform))
-    return chain.flatten() if type(chain) is Compose else Compose([chain])
+    if type(chain) is not Compose:
+        return Compose([chain])
+    return chain.flatten() if any(type(step) is Compose for step in chain.transforms) else chain
 
 
 def first_random(chain: Compose) -> int | None:
