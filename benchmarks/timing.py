@@ -104,8 +104,8 @@ def alternate(
 ) -> dict[str, Spent]:
     """Time every way `repeats` times, A B A B ..., after one turn that warms up and is not counted.
 
-    The one called "ours" finds memory as the bundles' trainings have it (`keep_freed_memory`), others as by default; and
-    each as it left it itself, by a call before that is not counted.
+    The one called "ours" finds memory as the bundles' trainings have it (`keep_freed_memory`), others as by default,
+    and each as it left it itself, by a call before that is not counted.
 
     Args:
         ways: by name.
