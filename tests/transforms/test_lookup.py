@@ -52,7 +52,7 @@ def test_crops_are_those_of_the_transformed_volume(
     assert isinstance(found, LookupVolume) and found.codes.dtype == dtype and found.shape == volume.shape
     assert torch.equal(found.as_tensor(), expected.as_tensor())
     assert lowest_value(found) == float(expected.min())
-    assert torch.equal(found.affine, volume.affine) and torch.equal(found.pixdim, volume.pixdim)
+    assert torch.equal(found.affine, volume.affine) and torch.equal(found.pixdim, volume.pixdim[: len(shape) - 1])
     size = [4] * (len(shape) - 1)
     starts = torch.tensor([[0] * len(size), [3] * len(size), [n - 4 for n in shape[1:]]])
     assert torch.equal(found.boxes(starts.tolist(), size), read_boxes(expected, starts, size))
