@@ -68,7 +68,8 @@ def test_each_option_trains_each_method(
         assert {name: value.shape for name, value in mine.items()} == {n: v.shape for n, v in reference.items()}
         assert all(torch.isfinite(value).all() for value in mine.values())
         if option in ALIKE:
-            for name, value in mine.items():
+            # a bias ahead of a norm has no gradient but rounding, which Adam makes as large as any
+            for name, value in ((n, v) for n, v in mine.items() if not n.endswith("conv.bias")):
                 torch.testing.assert_close(value, reference[name], rtol=1e-2, atol=ALIKE[option], msg=name)
 
 
