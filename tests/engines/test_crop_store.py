@@ -95,6 +95,7 @@ def test_the_commands(
         ([*build, "--chanels", "2"], "no 'chanels'"),
         ([*build[:-1], str(BUNDLES / "isimed/configs/embed.yaml")], "has no crop_store"),
         ([*build[:-1], "absent.yaml"], "no config absent.yaml"),
+        ([*build[:3], "nowhere", *build[4:]], "nowhere"),
         (["store", "check", str(tmp_path / "none")], "holds no prepared scans"),
     ):
         assert run(*arguments) == 2

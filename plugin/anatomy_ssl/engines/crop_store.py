@@ -61,10 +61,23 @@ def build_crop_store(
     parser.update({"dataset_dir": str(datalist), "crop_store": str(output), **(options or {})})
     # the datasets themselves would prepare everything as soon as they are made
     name = next(name for name in _DATASETS if "transform" in parser.get(name, {}))
-    chain = flat_chain(parser.get_parsed_content(f"{name}#transform"))
-    items = [*parser.get_parsed_content("train_items"), *parser.get_parsed_content("val_items")]
+    chain = flat_chain(_parsed(parser, f"{name}#transform"))
+    items = [*_parsed(parser, "train_items"), *_parsed(parser, "val_items")]
     store = ScanStore(output, chain.transforms[: first_random(chain)])
-    bad = build_store(store, items, workers, parser.get_parsed_content("on_bad_image"), verify=True)
+    bad = build_store(store, items, workers, _parsed(parser, "on_bad_image"), verify=True)
     for error in bad.values():
         logger.warning("skipped: %s", error)
     return store, len(items), bad
+
+
+def _parsed(parser: ConfigParser, name: str) -> Any:
+    """A part of the config; errors are those of what it calls, which MONAI wraps in its own."""
+    try:
+        return parser.get_parsed_content(name)
+    except RuntimeError as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, (ValueError, OSError)):
+            raise cause from error
+        raise
