@@ -14,7 +14,8 @@ import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -24,6 +25,17 @@ from .report import markdown, plain_text, plot, write_json
 from .timing import Row, Settings
 
 BENCHMARKS = ("feeds", "losses", "averaging", "matching", "steps", "growth", "machine")
+
+
+@contextmanager
+def _no_warnings_logged() -> Iterator[None]:
+    """The recipes' own words would tear the table apart."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, list[Row]]:
@@ -39,11 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, list[Row]]:
     chosen = options.parse_args(arguments)
     if unknown := sorted(set(chosen.names) - set(BENCHMARKS)):
         options.error(f"there is no benchmark {', '.join(unknown)}: {', '.join(BENCHMARKS)}")
-    logging.disable(logging.WARNING)
     size, rows = chosen.size or "full", {}
     for name in chosen.names or BENCHMARKS:
         begun = time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), _no_warnings_logged():
             warnings.simplefilter("ignore")
             settings = Settings(size, chosen.device, Path(folder), chosen.memory * 1e9)
             rows[name] = importlib.import_module(f"benchmarks.{name}").run(settings)
