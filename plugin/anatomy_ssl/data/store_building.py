@@ -97,7 +97,8 @@ def build_store(
             dist.barrier()
     bar.close()
     if absent:
-        logger.info("%d scans were prepared and written to %s", len(absent) - len(bad), store.folder)
+        written = sum(i not in bad for i in absent)
+        logger.info("%d scans were prepared and written to %s", written, store.folder)
     return _of_all(bad, size)
 
 

@@ -17,8 +17,8 @@ _MOST = 2**31 - 1  # bytes of free memory at the end of the heap that are kept
 def keep_freed_memory() -> bool:
     """Let large tensors on the CPU reuse memory that was freed, for this process and those that it forks.
 
-    glibc maps a large tensor anew each time it is made, and the system clears every page of it: half of the time of a
-    Swin's step on a CPU, two thirds of that of collating 512 crops (docs/benchmarks.md). This is what the environment
+    glibc maps a large tensor anew each time it is made, and the system clears every page of it, which may take half of
+    the time of a step on a CPU (docs/pretrain.md). This is what the environment
     variables `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647` do. The process then stays as large as it was at
     its largest. CUDA tensors have an allocator of their own.
 
